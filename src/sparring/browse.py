@@ -1,0 +1,105 @@
+"""Looking at finished and unfinished runs: which there are, and what their players say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparring.errors import InputError, RunError, nearest
+
+
+def list_runs(folder: Path) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of the runs in a folder, oldest first."""
+    header = ["run", "state", "base", "data", "best", "held-out NLL"]
+    return header, [_row(lock.parent) for lock in _locks(folder)]
+
+
+def _locks(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/run.lock.yaml"), key=lambda path: path.stat().st_mtime)
+
+
+def _row(run: Path) -> list[str]:
+    lock = yaml.safe_load((run / "run.lock.yaml").read_text(encoding="utf-8"))
+    best = run / "best" / "best.json"
+    name = [run.name, "finished" if best.exists() else "unfinished", str(lock["base"]["name"]), str(lock["data"]["train"])]
+    if not best.exists():
+        return [*name, "", ""]
+    chosen = json.loads(best.read_text(encoding="utf-8"))
+    return [*name, chosen["label"], f"{chosen['values'][chosen['player']]:.4f}"]
+
+
+def find_run(which: str, folder: Path) -> Path:
+    """A run's folder from its path, its name, or `last`. Raises RunError naming the nearest."""
+    locks = _locks(folder)
+    if which == "last":
+        if not locks:
+            raise RunError(f"there is no run in {folder}; `sparring run` makes one, --runs names another folder")
+        return locks[-1].parent
+    for place in (Path(which), folder / which):
+        if (place / "run.lock.yaml").exists():
+            return place
+    known = [lock.parent.name for lock in locks]
+    hint = nearest(which, known) if known else f"there is no run in {folder}"
+    raise RunError(f'there is no run "{which}"; {hint}')
+
+
+def answer(
+    run: Path, prompt: str, player: str, count: int, seed: int, temperature: float, max_new_tokens: int
+) -> list[str]:
+    """Answers of one player of a run. `player`: best, base, sft, or an iteration's number."""
+    if not prompt.strip():
+        raise InputError("the prompt is empty; give some text, or - to read standard input")
+    lock = yaml.safe_load((run / "run.lock.yaml").read_text(encoding="utf-8"))
+    folder = _player_folder(run, player)
+
+    from sparring.config import Config
+    from sparring.data.messages import Message
+    from sparring.generation.local import LocalGenerator
+    from sparring.generation.sampling import stream_keys
+    from sparring.job import quiet_libraries
+    from sparring.models.base import find_base, load_base, load_renderer
+    from sparring.models.players import Player, Ring
+
+    quiet_libraries()
+    config = Config.model_validate({**lock["config"], "selfplay": {}})
+    base_folder = find_base(config.model)
+    renderer = load_renderer(base_folder, config.model)
+    ring = Ring(load_base(base_folder, config.model, renderer), config.method, config.model.base)
+    seated = Player.load(folder) if folder else Player.untrained(ring.base)
+    if folder is None and ring.base.fingerprint != lock["base"]["fingerprint"]:
+        raise RunError(f"the base at {config.model.base} is not the one this run was made with; restore it")
+    ids = renderer.prompt((Message("user", prompt),), chat=_chats(run))
+    if len(ids) >= ring.base.context:
+        raise InputError(
+            f"the prompt has {len(ids)} tokens, but the model's context is {ring.base.context}; shorten the prompt"
+        )
+    settings = config.generation.model_copy(update={"temperature": temperature})
+    generator = LocalGenerator(ring.seat(seated), ring.base, settings)
+    keys = stream_keys(seed, 0, [0] * count, list(range(count)))
+    return [renderer.decode(given.ids) for given in generator([ids] * count, keys, max_new_tokens)]
+
+
+def _player_folder(run: Path, player: str) -> Path | None:
+    """The folder of a named player; None for the base."""
+    if player == "base":
+        return None
+    if player == "best":
+        best = run / "best" / "best.json"
+        if not best.exists():
+            raise RunError(f"{run} is not finished, so no best player is chosen; finish it, or give --player sft or 0, 1, …")
+        player = json.loads(best.read_text(encoding="utf-8"))["player"]
+    folder = run / "sft" if player == "sft" else run / player / "player"
+    if not (folder / "player.json").exists():
+        there = [path.parent.parent.name for path in run.glob("*/player/player.json")]
+        there += ["sft"] if (run / "sft" / "player.json").exists() else []
+        raise RunError(f'this run has no player "{player}"; {nearest(player, ["base", "best", *there])}')
+    return folder
+
+
+def _chats(run: Path) -> bool:
+    """Whether the run's data were chats, so that a prompt is asked with the template."""
+    facts: dict[str, Any] = json.loads((run / "data" / "phase.json").read_text(encoding="utf-8"))["facts"]
+    return bool(facts["chat"])

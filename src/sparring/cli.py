@@ -1,0 +1,239 @@
+"""The command line: verb → module, imported when chosen, so that `--help` loads no torch."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sparring.errors import SparringError
+
+if TYPE_CHECKING:
+    from sparring.config import Config
+
+app = typer.Typer(
+    name="sparring",
+    help="Low-rank self-play fine-tuning of small language models: SFT, then SPIN, honestly compared.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+lab = typer.Typer(help="The laboratory: a world whose data distribution is known exactly.", no_args_is_help=True)
+app.add_typer(lab, name="lab")
+
+ConfigArgument = Annotated[
+    str | None, typer.Argument(metavar="[CONFIG.yaml]", help="the config; without one, the embedded laboratory")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value …]", help="settings to change")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="a run's folder or name, or `last`")]
+RunsOption = Annotated[str, typer.Option("--runs", help="the folder that holds the runs")]
+JsonOption = Annotated[bool, typer.Option("--json", help="events as JSON lines, for machines")]
+
+
+@app.command()
+def run(
+    config: ConfigArgument = None,
+    overrides: Overrides = None,
+    as_json: JsonOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="the same as `sparring check`")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an internal error")] = False,
+) -> None:
+    """Fine-tune, then self-play: the whole job. The same command goes on after a kill."""
+    settings = _config(config, overrides)
+    if dry_run:
+        _check(settings, as_json)
+        return
+    from sparring import console
+    from sparring.job import run_job
+    from sparring.report.page import result_rows, verdict
+
+    speak = console.listener(as_json)
+    with speak if isinstance(speak, console.Bars) else nullcontext():
+        folder = run_job(settings, [speak])
+    if as_json:
+        speak({"event": "done", "run": str(folder), "report": str(folder / "report.html"), "verdict": verdict(folder)})
+        return
+    print()
+    _table(*result_rows(folder))
+    print(f"\n{verdict(folder)}\n\nreport: {folder / 'report.html'}")
+
+
+@app.command()
+def check(config: ConfigArgument = None, overrides: Overrides = None, as_json: JsonOption = False) -> None:
+    """Show the plan, the config, one example with its mask, counts and an estimate; train nothing."""
+    _check(_config(config, overrides), as_json)
+
+
+@app.command()
+def runs(folder: RunsOption = "runs", as_json: JsonOption = False) -> None:
+    """List the runs in a folder, newest last."""
+    from sparring.browse import list_runs
+
+    header, rows = list_runs(Path(folder))
+    if as_json:
+        import json
+
+        for row in rows:
+            print(json.dumps(dict(zip(header, row, strict=True))))
+    elif rows:
+        _table(header, rows)
+    else:
+        print(f"no runs in {folder}; `sparring run` makes one")
+
+
+@app.command()
+def report(which: RunArgument = "last", folder: RunsOption = "runs") -> None:
+    """Write a run's report again, and print its table."""
+    from sparring.browse import find_run
+    from sparring.report.page import result_rows, verdict, write_report
+
+    found = find_run(which, Path(folder))
+    page = write_report(found)
+    _table(*result_rows(found))
+    print(f"\n{verdict(found)}\n\nreport: {page}")
+
+
+@app.command()
+def sample(
+    which: RunArgument,
+    prompt: Annotated[str, typer.Argument(help="what to answer; `-` reads standard input")],
+    player: Annotated[str, typer.Option(help="best, base, sft, or an iteration's number")] = "best",
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="how many answers")] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    folder: RunsOption = "runs",
+) -> None:
+    """Let a player of a run answer a prompt."""
+    from sparring.browse import answer, find_run
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    for line in answer(find_run(which, Path(folder)), text, player, count, seed, temperature, max_new_tokens):
+        print(line)
+
+
+@lab.command()
+def pretrain(
+    out: Annotated[Path, typer.Option(help="the folder to write the base to")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    force: Annotated[bool, typer.Option(help="overwrite an existing folder")] = False,
+) -> None:
+    """Train the laboratory's tiny base on its corrupted world, from nothing."""
+    from sparring.laboratory.pretrain import pretrain as train
+
+    train(out, seed=seed, force=force)
+    print(f"base: {out}")
+
+
+# ---------------------------------------------------------------- helpers
+
+
+def _config(config: str | None, overrides: list[str] | None) -> Config:
+    """The config named on the command line; a first argument `a.b=value` belongs to the embedded default."""
+    from sparring.config import read_config
+    from sparring.laboratory import default_config
+
+    changes = list(overrides or [])
+    if config is not None and "=" in config and not Path(config).exists():
+        config, changes = None, [config, *changes]
+    return read_config(config or default_config(), changes)
+
+
+def _check(settings: Config, as_json: bool) -> None:
+    from sparring.plan import plan
+
+    facts = plan(settings)
+    if as_json:
+        import json
+
+        print(json.dumps(facts.facts))
+    else:
+        print(facts.text)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> None:
+    """An aligned table; the first column to the left, numbers to the right."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for line in lines:
+        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        print("  ".join(cells).rstrip())
+
+
+def main() -> None:
+    """Entry point: deliberate errors become one sentence and an exit code."""
+    for name, value in {
+        "OMP_WAIT_POLICY": "PASSIVE",  # read once, when torch is imported
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DO_NOT_TRACK": "1",
+        "PYTHONWARNINGS": "ignore",
+    }.items():
+        os.environ.setdefault(name, value)
+    if "--debug" not in sys.argv:
+        import warnings
+
+        warnings.simplefilter("ignore")
+    with _errors(debug="--debug" in sys.argv):
+        app(standalone_mode=True)
+
+
+@contextmanager
+def _errors(debug: bool) -> Iterator[None]:
+    try:
+        yield
+    except SparringError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped; nothing is lost: the same command goes on from here", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        _fail(_disk(error) or _internal(debug), 2 if _disk(error) else 1)
+    except Exception as error:  # the last line of defence: a log, and one sentence
+        _fail(_disk(error) or _internal(debug), 2 if _disk(error) else 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _disk(error: BaseException) -> str | None:
+    """One sentence when the disk, not the program, is at fault."""
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error)
+    where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    if number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text or "No space left" in text:
+        return f"the disk is full{where}; make room, then the same command goes on from here"
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"no permission to write or read{where}; give another place with runs=..., or change its permissions"
+    if "PytorchStreamWriter" in text or "unexpected pos" in text:
+        free = shutil.disk_usage(Path.cwd()).free
+        return f"a checkpoint could not be written ({free // 2**20} MiB free here); make room, then run the same command"
+    return None
+
+
+def _internal(debug: bool) -> str:
+    """Keep the traceback of an internal error, and say where."""
+    if debug:
+        traceback.print_exc()
+    log = Path(tempfile.mkstemp(prefix="sparring-error-", suffix=".log")[1])
+    log.write_text(traceback.format_exc(), encoding="utf-8")
+    last = traceback.format_exc().strip().splitlines()[-1]
+    return f"internal error, please report it: {last}; the traceback is in {log}, and --debug shows it here"
+

@@ -1,0 +1,301 @@
+"""The config: what a run is. Pydantic models, read from YAML, with dotted overrides.
+
+Unknown keys are refused with the nearest known name; numbers written as text (`lr: 1e-5` is text to
+YAML) are numbers; sizes are checked. A key that may differ per iteration takes one value or a list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sparring.errors import ConfigError
+
+T = TypeVar("T")
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """The frozen base and its tokenizer."""
+
+    base: str = Field("laboratory", description="a local folder, a hub id, or `laboratory`")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    dtype: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, else fp32")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    template: str = Field(
+        "auto", description="auto (the tokenizer's own, else plain), plain, chatml, or a .jinja file"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+
+class DataConfig(Section):
+    """Prompts and real answers."""
+
+    train: str = Field("laboratory", description="a file, a folder, a hub id, or `laboratory`")
+    eval: str | None = Field(None, description="held-out data; by default cut from train")
+    subset: str | None = Field(None, description="configuration name of a hub data set")
+    split: str = Field("train", description="split and slice: train[:1%], [:2000], train[10%:20%]")
+    eval_split: str | None = Field(None, description="split and slice of the held-out data")
+    eval_size: float = Field(0.1, gt=0, description="held out of train: a share below 1, else a count of prompts")
+    eval_limit: PositiveInt = Field(200, description="at most this many held-out prompts are used")
+    format: Literal[
+        "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "text", "spin"
+    ] = "auto"
+    columns: dict[str, str] = Field(default_factory=dict, description="our name: the file's name")
+    turns: Literal["last", "first", "all"] = Field("last", description="which assistant turns are answers")
+    render: Literal["auto", "chat", "text"] = Field(
+        "auto", description="chat: with the template; text: answer right after prompt; auto: by format"
+    )
+    system: str | None = Field(None, description="a system message for rows that have none")
+    separator: str = Field("auto", description="what ends a document in plain text; auto: <|endoftext|> or blank line")
+    opening: float = Field(0.25, gt=0, description="plain text: words given as the prompt, or a share below 1")
+    max_length: PositiveInt | None = Field(None, description="prompt + answer in tokens; default: the model's context")
+    too_long: Literal["drop", "truncate", "error"] = Field(
+        "drop", description="truncate cuts the answer and leaves its end token out"
+    )
+    bad_rows: Literal["error", "skip"] = "error"
+
+
+class MethodConfig(Section):
+    """How a player differs from the base."""
+
+    name: Literal["lora"] = "lora"
+    r: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="during SFT only: self-play needs the player to start equal to the opponent"
+    )
+    target_modules: str | list[str] = "all-linear"
+
+
+class SFTConfig(Section):
+    """Supervised fine-tuning, which makes theta_0."""
+
+    epochs: NonNegativeFloat = Field(1.0, description="0: theta_0 is the base itself")
+    lr: PositiveFloat = 2e-4
+    batch_size: PositiveInt = Field(32, description="examples per optimiser step")
+    warmup: Share = 0.1
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+
+
+class SelfPlayConfig(Section):
+    """Algorithm 1. Lists give one value per iteration."""
+
+    iterations: Annotated[int, Field(ge=0)] = 2
+    loss: Literal["logistic", "hinge", "exponential", "correlation", "squared"] = "logistic"
+    reduction: Literal["sum", "mean"] = Field("sum", description="over an answer's token log-probs")
+    beta: NonNegativeFloat | list[NonNegativeFloat] = Field(0.1, description="lambda in the paper")
+    lr: NonNegativeFloat | list[NonNegativeFloat] | None = Field(
+        None, description="default: 1e-5, halved each iteration"
+    )
+    epochs: PositiveFloat | list[PositiveFloat] = 1.0
+    anchor: NonNegativeFloat | list[NonNegativeFloat] = Field(
+        0.2, description="weight of the mean token NLL of the real answer"
+    )
+    previous: Share | list[Share] = Field(
+        1.0, description="share of the previous iteration's pairs that are trained on too"
+    )
+    samples: PositiveInt = Field(1, description="synthetic answers per prompt, K")
+    batch_size: PositiveInt = Field(32, description="prompts (pairs when K=1) per optimiser step")
+    warmup: Share = 0.1
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    hold: Literal["continue", "merge", "stack"] = Field(
+        "continue", description="how theta_t is held: one adapter trained on, merged, or stacked frozen"
+    )
+    stop_nll_rise: PositiveFloat | None = Field(0.02, description="stop an iteration when held-out NLL rose by this")
+    stop_real_drop: PositiveFloat | None = Field(
+        0.05, description="stop an iteration when the real log-prob per token fell by this"
+    )
+    checks_per_iteration: Annotated[int, Field(ge=0)] = Field(4, description="held-out checks for stop_nll_rise")
+
+
+class GenerationConfig(Section):
+    """How players answer. Anything but temperature 1 and top_p 1 leaves the theory, and is said."""
+
+    max_new_tokens: PositiveInt | None = Field(None, description="default: the longest real answer")
+    temperature: NonNegativeFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    shard_size: PositiveInt = Field(512, description="prompts per file; a killed run repeats one file")
+    batch_tokens: PositiveInt = Field(16384, description="prompt + answer tokens decoded at once")
+
+
+class OptimiserConfig(Section):
+    """Shared by SFT and self-play."""
+
+    name: Literal["adamw", "rmsprop", "sgd"] = "adamw"
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    micro_batch_tokens: PositiveInt = Field(8192, description="padded tokens per forward pass")
+    gradient_checkpointing: bool = False
+    save_every: PositiveInt = Field(50, description="optimiser steps between checkpoints")
+
+
+class EvaluationConfig(Section):
+    """How players are judged on held-out prompts."""
+
+    select: Literal["nll", "exact_kl"] = Field(
+        "nll", description="the held-out metric that chooses the best iteration; exact_kl: laboratory only"
+    )
+    samples: PositiveInt = Field(1, description="answers sampled per held-out prompt")
+    show: Annotated[int, Field(ge=0)] = Field(6, description="prompts shown side by side in the report")
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: str | None = Field(None, description="the run's folder under `runs`; default: the file's name")
+    runs: str = "runs"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    threads: PositiveInt | None = Field(None, description="CPU threads; default: the container's share")
+    track: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = Field(default_factory=list)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    method: MethodConfig = Field(default_factory=MethodConfig)
+    sft: SFTConfig = Field(default_factory=SFTConfig)
+    selfplay: SelfPlayConfig = Field(default_factory=SelfPlayConfig)
+    generation: GenerationConfig = Field(default_factory=GenerationConfig)
+    optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="after")
+    def _lists_fit(self) -> Config:
+        play = self.selfplay
+        for key in ("beta", "lr", "epochs", "anchor", "previous"):
+            value = getattr(play, key)
+            if isinstance(value, list) and len(value) != play.iterations:
+                raise ValueError(
+                    f"selfplay.{key} lists {len(value)} values for {play.iterations} iterations; "
+                    "give one value, or one per iteration"
+                )
+        return self
+
+
+# Keys that do not change a run's result, or whose content is fingerprinted instead (paths).
+NEUTRAL = {
+    "name": True,
+    "runs": True,
+    "threads": True,
+    "track": True,
+    "model": {"base", "revision"},
+    "data": {"train", "eval"},
+    "evaluation": {"show"},
+}
+
+
+def decisive(config: Config) -> dict[str, Any]:
+    """The part of a config that decides a run's result: a run folder is resumed only if it is the same."""
+    return config.model_dump(mode="json", exclude=NEUTRAL)  # type: ignore[arg-type]
+
+
+def at(value: T | list[T], iteration: int) -> T:
+    """The value of a key that may be given once or per iteration."""
+    return value[iteration] if isinstance(value, list) else value
+
+
+def learning_rate(config: SelfPlayConfig, iteration: int) -> float:
+    """The iteration's learning rate; unless given, 1e-5 halved each iteration."""
+    return 1e-5 * 0.5**iteration if config.lr is None else at(config.lr, iteration)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `a.b=value` overrides, validate.
+
+    Raises ConfigError naming the key, what was found and what is allowed.
+    """
+    file = Path(path)
+    if not file.is_file():
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise ConfigError(f"config {file} {what}; give a YAML file")
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {file} is not YAML: {' '.join(str(error).split())}") from error
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config {file} holds a {type(tree).__name__}; it must hold keys and values")
+    tree.setdefault("name", file.stem)
+    return build_config(tree, overrides)
+
+
+def build_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Validate a nested dict after applying overrides; ConfigError as in `read_config`."""
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f'override "{override}" is not key=value, as in selfplay.beta=0.3')
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        raise ConfigError(f'override "{override}": the value is not YAML') from None
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f'override "{override}": {parent} is not a section')
+        node = child
+    node[last] = value
+
+
+def _explain(error: Any) -> str:
+    """One clause for one pydantic error: key, what was found, what is allowed."""
+    location = [str(part) for part in error["loc"] if not re.match(r"(list|constrained|function|float|int)\b", str(part))]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        return f'key "{key}" is not known; {_nearest_key(location)}'
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    found = error["input"]
+    if isinstance(found, dict) or len(str(found)) > 60:
+        found = f"a {type(found).__name__}"
+    allowed = error["msg"].removeprefix("Input ").lower()
+    return f"{key}: found {found!r}, which {allowed}"
+
+
+def _nearest_key(location: list[str]) -> str:
+    section: type[BaseModel] = Config
+    for part in location[:-1]:
+        annotation = section.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            section = annotation
+    match = difflib.get_close_matches(location[-1], list(section.model_fields), n=1)
+    if match:
+        return f'did you mean "{".".join([*location[:-1], match[0]])}"?'
+    everywhere = {
+        f"{name}.{key}"
+        for name, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for key in field.annotation.model_fields
+    } | set(Config.model_fields)
+    same = sorted(path for path in everywhere if path.split(".")[-1] == location[-1])
+    if same:
+        return f'did you mean "{same[0]}"?'
+    return f"known here: {', '.join(section.model_fields)}"

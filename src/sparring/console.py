@@ -1,0 +1,166 @@
+"""What a person sees while a run goes on: progress with time left, a line per phase and per player."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from sparring.run import Event
+
+TITLES = {
+    "data": "read the data",
+    "sft": "fine-tune on the real answers (θ_0)",
+    "played": "play: the opponent answers every prompt",
+    "pairs": "score: log-probs under the opponent",
+    "player": "learn: tell real answers from the opponent's",
+    "scores": "judge on held-out prompts",
+    "best": "choose the best player",
+}
+
+
+def title(phase: str) -> str:
+    """A phase in words: `0/played` → `iteration 0 · play: …`."""
+    place, _, kind = phase.rpartition("/")
+    if not place and phase.endswith("-scores"):
+        place, kind = phase.removesuffix("-scores"), "scores"
+        return f"{'θ_0' if place == 'sft' else place} · {TITLES[kind]}"
+    return f"iteration {place} · {TITLES[kind]}" if place else TITLES.get(kind, kind)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 4.2 s, 3:05 or 2:03:05."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+class JsonLines:
+    """Every event as a line of JSON on standard output, for machines."""
+
+    def __call__(self, event: Event) -> None:
+        print(json.dumps(event), flush=True)
+
+
+class Plain:
+    """Lines only: for logs and pipes. A long phase speaks about every 20 seconds."""
+
+    interval = 20.0
+
+    def __init__(self) -> None:
+        self._phase, self._begun, self._spoken = "", 0.0, 0.0
+
+    def __call__(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "start":
+            self._phase, self._begun, self._spoken = event["phase"], time.monotonic(), time.monotonic()
+        elif kind in ("step", "progress"):
+            self.progress(*_progress(event), event)
+        elif kind == "phase":
+            self.line(f"{title(event['phase'])}  {clock(event['seconds'])}")
+        else:
+            text = _words(event)
+            if text:
+                self.line(text)
+
+    def progress(self, done: int, total: int, event: Event) -> None:
+        """Say how far the phase is, if it was silent for a while."""
+        now = time.monotonic()
+        if now - self._spoken > self.interval and done < total:
+            self._spoken = now
+            left = (now - self._begun) / max(done, 1) * (total - done)
+            self.line(f"  {title(self._phase)}  {done}/{total}  about {clock(left)} left{_numbers(event)}")
+
+    def line(self, text: str) -> None:
+        """One line of output."""
+        print(text, flush=True)
+
+
+class Bars(Plain):
+    """A live bar for the phase in progress, and the same lines above it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+        )
+        self._bars = Progress(*columns, transient=True)
+        self._task: Any = None
+
+    def __enter__(self) -> Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, event: Event) -> None:
+        if event["event"] == "start":
+            self._drop()
+        super().__call__(event)
+        if event["event"] == "phase":
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+
+    def progress(self, done: int, total: int, event: Event) -> None:
+        """Move the bar."""
+        if self._task is None:
+            self._task = self._bars.add_task(title(self._phase), total=total, completed=done, numbers="")
+        self._bars.update(self._task, completed=done, total=total, numbers=_numbers(event))
+
+    def line(self, text: str) -> None:
+        """One line above the bar."""
+        self._bars.console.print(text, markup=False, highlight=False)
+
+
+def listener(as_json: bool) -> Any:
+    """The listener that fits where standard output goes."""
+    if as_json:
+        return JsonLines()
+    return Bars() if sys.stdout.isatty() else Plain()
+
+
+def _progress(event: Event) -> tuple[int, int]:
+    return (event["step"], event["steps"]) if event["event"] == "step" else (event["done"], event["total"])
+
+
+def _numbers(event: Event) -> str:
+    if event["event"] != "step":
+        return ""
+    if "accuracy" in event:
+        return f"  loss {event['loss']:.4f}  margin {event['margin']:+.3f}  accuracy {event['accuracy']:.2f}"
+    return f"  NLL {event['nll']:.4f}"
+
+
+def _words(event: Event) -> str:
+    kind = event["event"]
+    if kind == "warning":
+        return f"  warning: {event['text']}"
+    if kind == "stop":
+        return f"  stopped early at step {event['step']}: {event['reason']}"
+    if kind != "scores":
+        return ""
+    parts = [f"  {event['label']}: held-out NLL {event['nll']:.4f} per token"]
+    gap = event.get("nll_difference")
+    if gap:
+        parts.append(f"{gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}] against SFT")
+    if event["accuracy"] is not None:
+        parts.append(f"accuracy {event['accuracy']:.2f}")
+    parts.append(f"{event['length']:.0f} tokens, {event['end_rate']:.0%} ended (real: {event['real_length']:.0f})")
+    if event.get("exact"):
+        parts.append(f"exact KL {event['exact']['kl']:.3f}, valid {event['exact']['valid_mass']:.2f}")
+    return " · ".join(parts)

@@ -1,0 +1,227 @@
+"""Conversations, and the one function that turns them into token ids.
+
+`Renderer.render` serves fine-tuning, generation, scoring, evaluation and the preview alike, so that
+what the opponent is asked and what the player is trained on are the same tokens. Nothing in the
+project decodes and re-encodes an answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2.exceptions import TemplateError
+
+from sparring.errors import DataError, ModelError
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns that end in an assistant's answer.
+
+    chat    True: rendered with the chat template. False: one user turn and one assistant turn
+            that are an opening and its continuation, rendered as plain text with no template.
+    source  "file:line" or "file[row]", for messages to the user.
+    """
+
+    messages: tuple[Message, ...]
+    chat: bool
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt and its real answer as token ids.
+
+    prompt_ids  what a player is given, beginning-of-text token included when the tokenizer has one
+    answer_ids  what follows, with one end token at the end if `ended`
+    ended       False when the answer was cut: then it holds no end token
+    """
+
+    prompt_ids: list[int]
+    answer_ids: list[int]
+    ended: bool
+    source: str
+
+
+# Used when a tokenizer brings no template: three roles, a marker line each, the answer closed by eos.
+PLAIN = (
+    "{{ bos_token if bos_token and sparring_bos }}"
+    "{% for message in messages %}"
+    "{% if message.role == 'system' %}{{ message.content }}\n\n"
+    "{% elif message.role == 'user' %}### User:\n{{ message.content }}\n\n"
+    "{% else %}### Assistant:\n{{ message.content }}{{ eos_token }}\n\n{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
+)
+CHATML = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEMPLATES = {"plain": PLAIN, "chatml": CHATML}
+
+
+def choose_template(name: str, tokenizer: Any) -> tuple[str, str]:
+    """(template text, where it came from) for `model.template`; ModelError if it cannot be had."""
+    if name == "auto":
+        own = tokenizer.chat_template
+        return (own, "the tokenizer's own") if isinstance(own, str) else (PLAIN, "plain (the tokenizer has none)")
+    if name == "chatml" and tokenizer.convert_tokens_to_ids("<|im_end|>") in (None, tokenizer.unk_token_id):
+        raise ModelError("template chatml needs the token <|im_end|>, which this tokenizer lacks; use plain or auto")
+    if name in TEMPLATES:
+        return TEMPLATES[name], name
+    file = Path(name)
+    if not file.is_file():
+        raise ModelError(f'template "{name}" is neither auto, plain, chatml nor a file; give one of these')
+    return file.read_text(encoding="utf-8"), file.name
+
+
+class Renderer:
+    """Turns conversations into token ids with one tokenizer and one template.
+
+    `end_ids` are the tokens that end an answer: the one that the template puts after an assistant's
+    turn, and the tokenizer's end-of-text token.
+    """
+
+    def __init__(self, tokenizer: Any, template: str) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError("the tokenizer has no end-of-text token (eos_token), so no answer could end; set one")
+        self.tokenizer = tokenizer
+        self.template = template
+        first = tokenizer("a").input_ids[:1]
+        self.adds_bos = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+        self.turn_end: int = self._find_turn_end()
+        self.end_ids: tuple[int, ...] = tuple(sorted({self.turn_end, tokenizer.eos_token_id}))
+
+    def render(self, conversation: Conversation, turns: str = "last") -> list[Example]:
+        """The examples of a conversation: one for `last` or `first`, one per answer for `all`."""
+        messages = conversation.messages
+        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        if not answers:
+            raise DataError(f"{conversation.source}: no assistant turn; every row needs an answer")
+        chosen = {"last": answers[-1:], "first": answers[:1], "all": answers}[turns]
+        return [self._example(messages[: index + 1], conversation) for index in chosen]
+
+    def prompt(self, messages: tuple[Message, ...], chat: bool) -> list[int]:
+        """Token ids [P] that ask for an answer to `messages`."""
+        return self._encode(self._text(messages, ask=True) if chat else messages[-1].content, special=not chat)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text for people to read; never fed back into a model."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    # ------------------------------------------------------------ one example
+
+    def _example(self, messages: tuple[Message, ...], conversation: Conversation) -> Example:
+        if conversation.chat:
+            before = self._text(messages[:-1], ask=True)
+            full = self._text(messages, ask=False)
+            if not full.startswith(before):
+                raise DataError(
+                    f"{conversation.source}: the chat template renders the answered conversation differently from "
+                    "its question, so prompt and answer cannot be told apart; give another model.template"
+                )
+            prompt_ids, answer_ids = self._split(before, full[len(before) :], special=False)
+            answer_ids = self._close(answer_ids)
+        else:
+            question, answer = messages[-2].content, messages[-1].content
+            prompt_ids, answer_ids = self._split(question, answer, special=True)
+            answer_ids = [*answer_ids, self.tokenizer.eos_token_id]
+        return Example(prompt_ids, answer_ids, True, conversation.source)
+
+    def _text(self, messages: tuple[Message, ...], ask: bool) -> str:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return self._apply(turns, ask)
+        except TemplateError as error:
+            if turns[0]["role"] != "system" or len(turns) < 2:
+                raise DataError(f"the chat template refuses these turns: {error}; give another model.template") from None
+            # Templates without a system role (Gemma's, say): the system text opens the first question.
+            joined = {"role": "user", "content": turns[0]["content"] + "\n\n" + turns[1]["content"]}
+            return self._apply([joined, *turns[2:]], ask)
+
+    def _apply(self, turns: list[dict[str, str]], ask: bool) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                turns,
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=ask,
+                sparring_bos=self.adds_bos,
+            )
+        )
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        """Ids of a text; `special` asks for the tokenizer's own beginning-of-text token, never an end."""
+        ids = list(self.tokenizer(text, add_special_tokens=special).input_ids)
+        return ids[:-1] if special and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
+
+    def _split(self, prompt: str, answer: str, special: bool) -> tuple[list[int], list[int]]:
+        """Ids of prompt and answer, where the prompt's are those that generation will see."""
+        prompt_ids = self._encode(prompt, special)
+        full_ids = self._encode(prompt + answer, special)
+        if full_ids[: len(prompt_ids)] == prompt_ids:
+            return prompt_ids, full_ids[len(prompt_ids) :]
+        # A token straddles the boundary: encode the answer alone, after a line break that is then
+        # taken off, so that tokenizers which open every text with a space do not add one here.
+        mark, marked = self._encode("\n", False), self._encode("\n" + answer, False)
+        alone = marked[len(mark) :] if marked[: len(mark)] == mark else self._encode(answer, False)
+        return prompt_ids, alone
+
+    def _close(self, ids: list[int]) -> list[int]:
+        """The answer up to and including its end token; what a template writes after it is dropped."""
+        for index in range(len(ids) - 1, -1, -1):
+            if ids[index] == self.turn_end:
+                return ids[: index + 1]
+        return [*ids, self.turn_end]
+
+    def _find_turn_end(self) -> int:
+        """The special token that the template puts after an assistant's answer, else eos."""
+        eos = int(self.tokenizer.eos_token_id)
+        turns = (Message("user", "a"), Message("assistant", "b"))
+        try:
+            before, full = self._text(turns[:1], ask=True), self._text(turns, ask=False)
+        except DataError:
+            return eos
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
+        tail = full[len(before) :].rpartition("b")[2]
+        return next((token for token in self._encode(tail, False) if token in special), eos)
+
+
+def fit(examples: list[Example], length: int, too_long: str) -> tuple[list[Example], dict[str, int]]:
+    """Make every example fit `length` tokens; returns the examples kept and what was done to how many.
+
+    too_long  drop; truncate (cut the answer, leave its end token out; a prompt that leaves room for
+              no answer token is dropped); error.
+    """
+    kept: list[Example] = []
+    counts = {"too_long": 0, "truncated": 0}
+    for example in examples:
+        room = length - len(example.prompt_ids)
+        if len(example.answer_ids) <= room:
+            kept.append(example)
+        elif too_long == "error":
+            total = len(example.prompt_ids) + len(example.answer_ids)
+            raise DataError(
+                f"{example.source}: {total} tokens, but at most {length} fit; shorten it, raise data.max_length, "
+                "or set data.too_long to drop or truncate"
+            )
+        elif too_long == "truncate" and room > 0:
+            kept.append(Example(example.prompt_ids, example.answer_ids[:room], False, example.source))
+            counts["truncated"] += 1
+        else:
+            counts["too_long"] += 1
+    return kept, counts

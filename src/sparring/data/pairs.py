@@ -1,0 +1,170 @@
+"""Examples and pairs on disk: token ids in Arrow files, memory-mapped, so memory does not grow with the data.
+
+Files are Arrow IPC, written whole under a temporary name and renamed; the same rows give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from sparring.data.messages import Example
+from sparring.run import written
+
+_IDS = pa.list_(pa.int32())
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One training or held-out example: a prompt, its real answer, and the key of its random numbers."""
+
+    key: int
+    prompt_ids: list[int]
+    real_ids: list[int]
+    real_ended: bool
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What an opponent answered to one prompt, K times.
+
+    finish  "end" (the last id is an end token) or "length" (cut: no end token)
+    """
+
+    key: int
+    prompt_ids: list[int]
+    real_ids: list[int]
+    synthetic_ids: list[list[int]]
+    finish: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt, its real answer, K synthetic ones, and log p_theta_t of each under the current opponent.
+
+    opponent_real, opponent_synthetic  sums over the answer's token log-probs, in nats
+    played_at  the iteration whose opponent gave the synthetic answers
+    """
+
+    key: int
+    prompt_ids: list[int]
+    real_ids: list[int]
+    synthetic_ids: list[list[int]]
+    opponent_real: float
+    opponent_synthetic: list[float]
+    played_at: int
+
+
+SCHEMAS: dict[type, pa.Schema] = {
+    Prompt: pa.schema(
+        [
+            ("key", pa.uint64()),
+            ("prompt_ids", _IDS),
+            ("real_ids", _IDS),
+            ("real_ended", pa.bool_()),
+            ("source", pa.string()),
+        ]
+    ),
+    Played: pa.schema(
+        [
+            ("key", pa.uint64()),
+            ("prompt_ids", _IDS),
+            ("real_ids", _IDS),
+            ("synthetic_ids", pa.list_(_IDS)),
+            ("finish", pa.list_(pa.string())),
+        ]
+    ),
+    Pair: pa.schema(
+        [
+            ("key", pa.uint64()),
+            ("prompt_ids", _IDS),
+            ("real_ids", _IDS),
+            ("synthetic_ids", pa.list_(_IDS)),
+            ("opponent_real", pa.float64()),
+            ("opponent_synthetic", pa.list_(pa.float64())),
+            ("played_at", pa.int32()),
+        ]
+    ),
+}
+
+Row = TypeVar("Row", Prompt, Played, Pair)
+
+
+def keyed(examples: Iterable[Example]) -> list[Prompt]:
+    """Give every example the key of its random numbers: a hash of its content and, for exact copies, a count.
+
+    The key does not depend on the order of the rows, so neither do the opponent's answers.
+    """
+    seen: Counter[bytes] = Counter()
+    prompts = []
+    for example in examples:
+        ids = [len(example.prompt_ids), *example.prompt_ids, *example.answer_ids]
+        content = np.asarray(ids, dtype=np.int64).tobytes()
+        copy = seen[content]
+        seen[content] += 1
+        raw = hashlib.blake2b(content + copy.to_bytes(8, "little"), digest_size=8).digest()
+        prompts.append(
+            Prompt(
+                int.from_bytes(raw, "little"), example.prompt_ids, example.answer_ids, example.ended, example.source
+            )
+        )
+    return prompts
+
+
+def write_rows(path: Path, rows: Sequence[Row], kind: type[Row]) -> None:
+    """Write rows of one kind to an Arrow file, atomically."""
+    write_stream(path, [rows], kind)
+
+
+def write_stream(path: Path, batches: Iterable[Sequence[Row]], kind: type[Row]) -> None:
+    """Write batches of rows as they come; only one batch is in memory at a time."""
+    schema = SCHEMAS[kind]
+    with written(path) as file, pa.ipc.new_file(file, schema) as writer:
+        for rows in batches:
+            writer.write_batch(pa.RecordBatch.from_pylist([asdict(row) for row in rows], schema=schema))
+
+
+class Rows(Sequence[Row], Generic[Row]):
+    """Arrow files of one kind, memory-mapped; an index reads one row, a slice a list of rows."""
+
+    def __init__(self, paths: Sequence[Path], kind: type[Row]) -> None:
+        self._kind = kind
+        self._names = [field.name for field in fields(kind)]
+        tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths]
+        self._table: Any = pa.concat_tables(tables) if tables else SCHEMAS[kind].empty_table()
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step != 1:
+                raise IndexError("rows are read in order: a slice takes no step")
+            return [self._kind(**row) for row in self._table.slice(start, max(0, stop - start)).to_pylist()]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._kind(**self._table.slice(index % len(self), 1).to_pylist()[0])
+
+    def batches(self, size: int) -> Iterator[list[Row]]:
+        """Lists of at most `size` rows, in order."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def column(self, name: str) -> Any:
+        """One column as an Arrow array."""
+        return self._table.column(name).combine_chunks()
+
+    def lengths(self, name: str) -> list[int]:
+        """The number of ids in a list column, row by row."""
+        import pyarrow.compute as pc
+
+        return [int(n) for n in pc.list_value_length(self._table.column(name)).to_pylist()]

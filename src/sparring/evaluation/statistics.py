@@ -1,0 +1,36 @@
+"""Intervals: bootstrap over prompts, the unit that was sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+Interval = tuple[float, float]
+
+
+def _ratio(total: Any, tokens: Any, axis: int = -1) -> Any:
+    return total.sum(axis=axis) / tokens.sum(axis=axis)
+
+
+def per_token(logprobs: Sequence[float], tokens: Sequence[int], seed: int = 0) -> Interval | None:
+    """95 % interval of -sum(logprobs)/sum(tokens), by resampling prompts; None with fewer than two prompts."""
+    if len(logprobs) < 2:
+        return None
+    data = (-np.asarray(logprobs, dtype=float), np.asarray(tokens, dtype=float))
+    found = stats.bootstrap(
+        data, _ratio, paired=True, vectorized=True, method="percentile", n_resamples=2000,
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def difference(mine: Sequence[float], theirs: Sequence[float], tokens: Sequence[int]) -> dict[str, float] | None:
+    """Paired difference in NLL per token (mine - theirs; negative is better) with its 95 % interval."""
+    gap = [a - b for a, b in zip(mine, theirs, strict=True)]
+    interval = per_token(gap, tokens)
+    if interval is None:
+        return None
+    return {"mean": -sum(gap) / sum(tokens), "low": interval[0], "high": interval[1]}

@@ -1,0 +1,78 @@
+"""The play phase: the frozen opponent answers every training prompt, in shards that are never half done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparring.data.pairs import Played, Prompt, Rows, write_rows
+from sparring.generation.base import Answer, Generator
+from sparring.generation.local import LocalGenerator
+from sparring.generation.sampling import stream_keys
+from sparring.models.flops import Flops
+from sparring.run import Event, Phase
+from sparring.session import Session
+
+
+def play(session: Session, folder: Path, data: Phase, opponent: Phase, *, iteration: int) -> Event:
+    """y' ~ p_theta_t(.|x) for every prompt, K times; token ids and end reasons are kept as they came.
+
+    A shard holds always the same prompts. A killed shard is played again from its start, a finished one never.
+    """
+    config = session.config
+    prompts = session.prompts(data, "train")
+    limit = config.generation.max_new_tokens or max(prompts.lengths("real_ids"))
+    generator: Generator | None = None
+    size, count = config.generation.shard_size, 0
+    for number, start in enumerate(range(0, len(prompts), size)):
+        shard = folder / f"shard-{number:05d}.arrow"
+        rows = prompts[start : start + size]
+        if not shard.exists():
+            if generator is None:
+                model = session.ring.seat(session.player(opponent))
+                generator = LocalGenerator(model, session.ring.base, config.generation)
+            answers = sample(generator, rows, config.seed, iteration, config.selfplay.samples, limit)
+            write_rows(shard, [_played(row, given) for row, given in zip(rows, answers, strict=True)], Played)
+            session.run.tick()
+        count += len(rows)
+        session.run.tell({"event": "progress", "done": count, "total": len(prompts)})
+    return _facts(session, played_rows(folder), session.player(opponent).fingerprint)
+
+
+def sample(
+    generator: Generator, prompts: Sequence[Prompt], seed: int, stream: int, samples: int, limit: int
+) -> list[list[Answer]]:
+    """`samples` answers per prompt, keyed by (seed, stream, prompt, sample, position); [prompt][sample]."""
+    numbers = list(range(samples)) * len(prompts)
+    keys = stream_keys(seed, stream, [p.key for p in prompts for _ in range(samples)], numbers)
+    answers = generator([p.prompt_ids for p in prompts for _ in range(samples)], keys, limit)
+    return [answers[start : start + samples] for start in range(0, len(answers), samples)]
+
+
+def played_rows(folder: Path) -> Rows[Played]:
+    """What was played, all shards in order."""
+    return Rows(sorted(folder.glob("shard-*.arrow")), Played)
+
+
+def _played(row: Prompt, answers: list[Answer]) -> Played:
+    return Played(
+        row.key, row.prompt_ids, row.real_ids, [answer.ids for answer in answers], [answer.finish for answer in answers]
+    )
+
+
+def _facts(session: Session, played: Rows[Played], fingerprint: str) -> Event:
+    prompts: list[int] = []
+    lengths: list[int] = []
+    cut = 0
+    for rows in played.batches(1024):
+        for row in rows:
+            prompts += [len(row.prompt_ids)] * len(row.synthetic_ids)
+            lengths += [len(ids) for ids in row.synthetic_ids]
+            cut += row.finish.count("length")
+    return {
+        "opponent": fingerprint,
+        "answers": len(lengths),
+        "cut": cut,
+        "tokens": sum(lengths),
+        "flops": Flops.of(session.ring.base.model).decoding(prompts, lengths),
+    }

@@ -1,0 +1,100 @@
+"""The main job around Algorithm 1: config → run folder → self-play → report."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from sparring.config import Config, decisive
+from sparring.data.load import load
+from sparring.errors import InputError
+from sparring.models.base import choose_device, find_base, fingerprint_folder, load_renderer, read_config
+from sparring.report.page import write_report
+from sparring.run import Event, Run
+from sparring.selfplay import self_play
+from sparring.session import Session
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' own bars and notes off the terminal."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def available_threads() -> int:
+    """CPU threads that this process may really use: its affinity, and its container's share."""
+    count = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists():
+        limit, period = quota.read_text().split()
+        if limit != "max":
+            count = min(count, max(1, int(limit) // int(period)))
+    return count
+
+
+def run_folder(config: Config) -> Path:
+    """Where a run lives: runs/name."""
+    name = config.name or "run"
+    if name in (".", "..") or "/" in name or "\\" in name:
+        raise InputError(f'name "{name}" is not a folder name; give one without slashes, and the place as runs=...')
+    return Path(config.runs) / name
+
+
+def open_session(config: Config, run: Run) -> Session:
+    """Find base and data, check them, and claim the run folder; loads no weights."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but one run uses one process; start it without a launcher"
+        )
+    quiet_libraries()
+    threads = config.threads or available_threads()
+    torch.set_num_threads(threads)
+    base_folder = find_base(config.model)
+    renderer = load_renderer(base_folder, config.model)
+    read_config(base_folder, config.model)
+    loaded = load(config.data, config.seed)
+    base = {"name": config.model.base, "fingerprint": fingerprint_folder(base_folder)}
+    data = {
+        "description": loaded.description,
+        "train": config.data.train,
+        "eval": config.data.eval,
+        "counts": loaded.counts,
+        "fingerprint": loaded.fingerprint,
+    }
+    same = {**decisive(config), "base fingerprint": base["fingerprint"], "data fingerprint": loaded.fingerprint}
+    run.claim(config.model_dump(mode="json"), _facts(config, base, data, threads), same)
+    return Session(config, run, renderer, base_folder, loaded)
+
+
+def run_job(config: Config, listeners: Sequence[Callable[[Event], None]] = ()) -> Path:
+    """The whole job; returns the run folder. Called again after a kill, it goes on from there."""
+    with Run(run_folder(config)) as run:
+        run.listeners += listeners
+        self_play(open_session(config, run))
+        write_report(run.folder)
+        return run.folder
+
+
+def _facts(config: Config, base: dict[str, Any], data: dict[str, Any], threads: int) -> dict[str, Any]:
+    device, dtype = choose_device(config.model)
+    packages = ("sparring", "torch", "transformers", "peft", "accelerate")
+    return {
+        "name": config.name,
+        "seed": config.seed,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "hardware": {
+            "cpu": platform.processor() or platform.machine(),
+            "threads": threads,
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "dtype": str(dtype).removeprefix("torch."),
+        },
+        "base": base,
+        "data": data,
+    }

@@ -1,0 +1,207 @@
+"""The frozen base and its tokenizer: found, checked, loaded, fingerprinted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparring import laboratory
+from sparring.config import ModelConfig
+from sparring.data.messages import Renderer, choose_template
+from sparring.errors import ModelError
+
+# Dropout rates, by the names that transformers' configs give them. All are set to 0: the self-play
+# loss needs the player to give the opponent's very log-probs at the first step (law 1).
+DROPOUTS = (
+    "attention_dropout",
+    "attn_pdrop",
+    "embd_pdrop",
+    "resid_pdrop",
+    "hidden_dropout",
+    "embed_dropout",
+    "resid_dropout",
+    "summary_first_dropout",
+    "classifier_dropout",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """One frozen model in memory.
+
+    context  the most tokens that prompt and answer may have together
+    """
+
+    model: Any
+    renderer: Renderer
+    fingerprint: str
+    context: int
+    vocabulary: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def pad_id(self) -> int:
+        """The token written behind short rows; the attention mask hides it."""
+        tokenizer = self.renderer.tokenizer
+        pad = tokenizer.pad_token_id
+        return int(tokenizer.eos_token_id if pad is None else pad)
+
+
+def choose_device(config: ModelConfig) -> tuple[torch.device, torch.dtype]:
+    """Where to compute and in which type: bf16 on CUDA, fp32 on CPU, unless the config says otherwise."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("model.device is cuda, but no CUDA device is available; use auto or cpu")
+    cuda = torch.cuda.is_available() and config.device != "cpu"
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": torch.bfloat16 if cuda else torch.float32}
+    return torch.device("cuda" if cuda else "cpu"), named[config.dtype]
+
+
+def find_base(config: ModelConfig) -> Path:
+    """The local folder of the base: itself, the laboratory's, or a hub id's snapshot (downloaded if need be)."""
+    if config.base == "laboratory":
+        return laboratory.base_folder()
+    folder = Path(config.base).expanduser()
+    if folder.is_dir():
+        return _checked(folder)
+    if folder.exists():
+        raise ModelError(f"model.base {folder} is a file; give the folder that holds config.json and *.safetensors")
+    if config.base.startswith((".", "/", "~")) or config.base.count("/") > 1:
+        raise ModelError(f"model.base {config.base} does not exist; give a local folder or a hub id such as owner/name")
+    return _download(config)
+
+
+def _checked(folder: Path) -> Path:
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise ModelError(f"model.base {folder} holds an adapter, not a base model; give its base")
+    if not (folder / "config.json").exists():
+        raise ModelError(f"model.base {folder} has no config.json; give a model in Hugging Face layout")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"model.base {folder} has no *.safetensors; pickled weights are not loaded, convert them to safetensors"
+        )
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ModelError(f"model.base {folder} has no tokenizer (tokenizer.json); copy the model's tokenizer beside it")
+    return folder
+
+
+def _download(config: ModelConfig) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        found = snapshot_download(config.base, revision=config.revision, allow_patterns=patterns)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f'model.base "{config.base}" is not a local folder, and the hub did not give it ({reason}); '
+            "give a local folder, or check the name and the connection"
+        ) from error
+    return _checked(Path(found))
+
+
+def read_config(folder: Path, config: ModelConfig) -> Any:
+    """The base's transformers config with every dropout rate at 0."""
+    from transformers import AutoConfig
+
+    try:
+        return quiet_dropout(AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code))
+    except (ValueError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"model.base {folder}: its config.json cannot be read ({reason})") from error
+
+
+def quiet_dropout(settings: Any) -> Any:
+    """Set every dropout rate of a transformers config to 0 and return it."""
+    for name in DROPOUTS:
+        if name in settings.to_dict():
+            setattr(settings, name, 0.0)
+    return settings
+
+
+def load_renderer(folder: Path, config: ModelConfig) -> Renderer:
+    """The tokenizer of a base with its chat template; loads no weights."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(
+            f"model.base {folder}: its tokenizer cannot be read ({' '.join(str(error).split())[:200]})"
+        ) from error
+    template, _ = choose_template(config.template, tokenizer)
+    return Renderer(tokenizer, template)
+
+
+def context_of(settings: Any) -> int:
+    """The context length in tokens that a transformers config states; 2048 if it states none."""
+    text = settings.get_text_config()
+    known = text.to_dict()
+    for name in ("max_position_embeddings", "n_positions"):
+        if isinstance(known.get(name), int):
+            return int(known[name])
+    return 2048
+
+
+def load_base(folder: Path, config: ModelConfig, renderer: Renderer) -> Base:
+    """Load the weights, frozen, in eval mode. Raises ModelError when transformers cannot."""
+    from transformers import AutoModelForCausalLM
+
+    device, dtype = choose_device(config)
+    settings = read_config(folder, config)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=settings,
+            dtype=dtype,
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"model.base {folder} cannot be loaded as a causal language model ({reason})") from error
+    return wrap_base(model.to(device), renderer, fingerprint_folder(folder))
+
+
+def wrap_base(model: Any, renderer: Renderer, fingerprint: str) -> Base:
+    """Freeze a model that is already in memory."""
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    if len(renderer.tokenizer) > vocabulary:
+        raise ModelError(
+            f"the tokenizer has {len(renderer.tokenizer)} tokens but the model only {vocabulary} embeddings; "
+            "give the tokenizer that belongs to this model"
+        )
+    model.requires_grad_(False)
+    model.eval()
+    weight = model.get_input_embeddings().weight
+    return Base(model, renderer, fingerprint, context_of(model.config), vocabulary, weight.device, weight.dtype)
+
+
+def fingerprint_folder(folder: Path) -> str:
+    """sha256 over config.json, the tokenizer and every *.safetensors: the model's content, not its path."""
+    total = hashlib.sha256()
+    names = ["config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"]
+    files = [folder / name for name in names if (folder / name).exists()] + sorted(folder.glob("*.safetensors"))
+    for file in files:
+        total.update(file.name.encode())
+        if file.name == "config.json":
+            content = {k: v for k, v in json.loads(file.read_text()).items() if k != "_name_or_path"}
+            total.update(json.dumps(content, sort_keys=True).encode())
+        else:
+            with open(file, "rb") as opened:
+                total.update(hashlib.file_digest(opened, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

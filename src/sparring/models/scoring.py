@@ -1,0 +1,67 @@
+"""Log-probabilities of answers under the player that is seated: one function for scoring and training.
+
+Shapes: B rows, A positions from the first answer token on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparring.data.collate import Row, collate, micro_batches
+from sparring.models.base import Base
+from sparring.models.head import token_logprobs
+
+# At most this many fp32 logits at once (0.5 GiB), whatever the token budget says.
+LOGITS = 2**27
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a forward pass says about B answers: sums of token log-probs in nats, and token counts."""
+
+    logprob_B: Tensor
+    tokens_B: Tensor
+
+
+def answer_logprobs(model: Any, base: Base, rows: Sequence[Row]) -> Scores:
+    """log p(answer | prompt) of every row, summed over the answer's tokens and over nothing else."""
+    batch = collate(rows, base.pad_id, base.device)
+    logits_BAV = model(
+        input_ids=batch.input_ids_BL,
+        attention_mask=batch.attention_BL,
+        position_ids=batch.position_ids_BL,
+        logits_to_keep=torch.arange(batch.first, batch.input_ids_BL.shape[1] - 1, device=base.device),
+        use_cache=False,
+    ).logits
+    logprob_BA = token_logprobs(logits_BAV, batch.targets_BA)
+    kept_BA = logprob_BA.masked_fill(~batch.answer_BA, 0.0)
+    return Scores(kept_BA.sum(dim=-1), batch.answer_BA.sum(dim=-1))
+
+
+def split_rows(
+    indices: Sequence[int], rows_of: Sequence[Sequence[Row]], base: Base, tokens: int
+) -> list[list[int]]:
+    """Micro-batches of items within the token budget and the logits budget."""
+    return micro_batches(indices, rows_of, tokens, LOGITS, base.vocabulary)
+
+
+@torch.no_grad()
+def score(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> list[float]:
+    """Summed log-prob of each row's answer in nats, in the order given, under the seated player."""
+    result = [0.0] * len(rows)
+    for chunk in _chunks(range(len(rows)), 4096):
+        for indices in split_rows(chunk, [[rows[i]] for i in chunk], base, tokens):
+            values = answer_logprobs(model, base, [rows[i] for i in indices]).logprob_B.double().tolist()
+            for index, value in zip(indices, values, strict=True):
+                result[index] = value
+    return result
+
+
+def _chunks(items: range, size: int) -> Iterator[range]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,76 @@
+"""Losses on pairs: the real answer against what the opponent would have said.
+
+SPIN (Chen et al. 2024, arXiv 2401.01335, eq. 4.7) and DPO (Rafailov et al. 2023, arXiv 2305.18290,
+eq. 7) share one margin of four log-probabilities; the losses below differ only in l(margin).
+
+Shapes: B prompts, K synthetic answers each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def margin(
+    player_real_B: Tensor,
+    player_synthetic_BK: Tensor,
+    opponent_real_B: Tensor,
+    opponent_synthetic_BK: Tensor,
+    beta: float,
+) -> Tensor:
+    """beta*[log p(y) - log p_t(y)] - beta*[log p(y') - log p_t(y')], shape [B, K], in nats times beta."""
+    real_B1 = (player_real_B - opponent_real_B).unsqueeze(-1)
+    return beta * (real_B1 - (player_synthetic_BK - opponent_synthetic_BK))
+
+
+def logistic(m: Tensor) -> Tensor:
+    """log(1 + e^-m): the paper's default and DPO's loss; l(0) = log 2."""
+    return F.softplus(-m)
+
+
+def hinge(m: Tensor) -> Tensor:
+    """max(0, 1 - m); l(0) = 1."""
+    return F.relu(1 - m)
+
+
+def exponential(m: Tensor) -> Tensor:
+    """e^-m; l(0) = 1."""
+    return torch.exp(-m)
+
+
+def correlation(m: Tensor) -> Tensor:
+    """1 - m: the integral probability metric of the paper's eq. 4.1; unbounded below; l(0) = 1."""
+    return 1 - m
+
+
+def squared(m: Tensor) -> Tensor:
+    """(1 - m)^2: decreasing only for m < 1; l(0) = 1."""
+    return (1 - m).square()
+
+
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "logistic": logistic,
+    "hinge": hinge,
+    "exponential": exponential,
+    "correlation": correlation,
+    "squared": squared,
+}
+
+
+def pairwise(m_BK: Tensor, loss: str) -> Tensor:
+    """Mean of l over a prompt's synthetic answers, shape [B]."""
+    return LOSSES[loss](m_BK).mean(dim=-1)
+
+
+def at_zero(loss: str) -> float:
+    """l(0): the value with which every iteration must begin (law 1)."""
+    return float(LOSSES[loss](torch.zeros((), dtype=torch.float64)))
+
+
+def accuracy(m_BK: Tensor) -> Tensor:
+    """Share of synthetic answers that the margin puts below the real one; a tie counts 1/2; shape [B]."""
+    return ((m_BK > 0).double() + 0.5 * (m_BK == 0).double()).mean(dim=-1)

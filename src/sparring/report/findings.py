@@ -1,0 +1,179 @@
+"""What the numbers say in words: the verdict, and the warnings that a reader must not miss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparring.report.records import Run, difference, number, pretty, read_run, text
+from sparring.report.tables import fixed, interval, percent, phase_label
+
+END_RATE_GAP = 0.1
+LENGTH_RATIO = 1.33
+
+
+def verdict(run_folder: Path) -> str:
+    """The headline sentences of a run; RunError as in `read_run`."""
+    return verdict_of(read_run(run_folder))
+
+
+def verdict_of(run: Run) -> str:
+    """Who is best, by how much against SFT, and whether that is a difference at all."""
+    if run.best is None:
+        return _unfinished(run)
+    player = text(run.best.get("player"))
+    head = f"Best player: {run.label(player)}."
+    why = text(run.best.get("why")).strip()
+    if not run.scores:
+        return f"{head} {why}".strip()
+    if player == run.start or player == "base":
+        return f"{head} {_kept(run, player)}"
+    return f"{head} {_against_start(run, player)}{_rolled_back(run, player)}"
+
+
+def headline_notes(run: Run) -> list[str]:
+    """What the verdict does not cover, said under it."""
+    notes = []
+    if run.best is not None:
+        if why := text(run.best.get("why")).strip():
+            notes.append(pretty(why))
+        if len(run.scores) > 1:
+            notes.append(
+                "One run, one seed: the interval covers the choice of held-out prompts, not of seeds. "
+                "The best player was chosen on these same prompts, which flatters it slightly."
+            )
+    return notes
+
+
+def _unfinished(run: Run) -> str:
+    if not (run.scores or run.phases or run.steps):
+        return "This run is unfinished: nothing has been recorded yet."
+    planned = run.setting("selfplay", "iterations")
+    judged = [player for player in run.scores if player.isdecimal()]
+    parts = ["This run is unfinished"]
+    if isinstance(planned, int):
+        parts.append(f": {len(judged)} of {planned} iterations judged")
+    if run.phases:
+        parts.append(f", last finished phase “{phase_label(list(run.phases)[-1])}”")
+    parts.append(". No best player has been chosen.")
+    ranked = [
+        (value, player) for player in judged if (value := number(run.scores[player], "nll")) is not None
+    ]
+    if ranked:
+        player = min(ranked)[1]
+        parts.append(
+            f" So far the lowest NLL of self-play is {run.label(player)}'s. {_against_start(run, player)}"
+        )
+    return "".join(parts)
+
+
+def _kept(run: Run, player: str) -> str:
+    row = run.scores.get(player, {})
+    figure = f"held-out NLL {fixed(number(row, 'nll'))} per token"
+    played = [name for name in run.scores if name.isdecimal()]
+    if not played:
+        return f"No self-play iteration was judged; {figure}."
+    metric = text(run.best.get("metric") or "nll") if run.best else "nll"
+    measure = "held-out NLL" if metric == "nll" else metric
+    back = ", so the run was rolled back to it" if run.best and run.best.get("rolled_back") else ""
+    rivals = "; ".join(_short(run, name) for name in played)
+    return f"No self-play iteration improved on it in {measure}{back}: {figure} ({rivals})."
+
+
+def _short(run: Run, player: str) -> str:
+    row = run.scores[player]
+    found = difference(row)
+    if found is None:
+        return f"{run.label(player)} {fixed(number(row, 'nll'))}"
+    return f"{run.label(player)} {fixed(found[0], sign=True)} {interval(*found[1:], sign=True)}"
+
+
+def _against_start(run: Run, player: str) -> str:
+    row, start = run.scores.get(player, {}), run.scores.get(run.start, {})
+    measured = f"Held-out NLL {fixed(number(row, 'nll'))} per token"
+    if run.best and (metric := text(run.best.get("metric") or "nll")) != "nll":
+        measured = f"Chosen by {metric} ({fixed(number(run.best, 'value'))}). {measured}"
+    if number(start, "nll") is not None:
+        measured += f" against {fixed(number(start, 'nll'))} for {run.label(run.start)}"
+    found = difference(row)
+    if found is None:
+        return f"{measured}; no interval was measured, so whether they differ is not known."
+    mean, low, high = found
+    prompts = number(row, "n")
+    over = f", 95 % over {prompts:.0f} prompts" if prompts else ", 95 %"
+    measured += f": difference {fixed(mean, sign=True)} {interval(low, high, sign=True)}{over}."
+    if low <= 0 <= high:
+        return f"{measured} The interval includes 0: no difference seen."
+    if high < 0:
+        return f"{measured} The interval lies below 0: an improvement on these prompts."
+    return f"{measured} The interval lies above 0: worse than {run.label(run.start)}."
+
+
+def _rolled_back(run: Run, player: str) -> str:
+    if not (run.best and run.best.get("rolled_back")):
+        return ""
+    later = [run.label(name) for name in run.scores if name.isdecimal() and int(name) > int(player)]
+    return f" Rolled back: {' and '.join(later) or 'the later player'} did not improve on it."
+
+
+# ---------------------------------------------------------------- warnings
+
+
+def warnings_of(run: Run) -> list[str]:
+    """Every warning the run logged, then those the numbers give."""
+    logged = [f"{phase_label(phase)}: {said}" if phase else said for phase, said in run.warnings]
+    found = [*logged, *_displaced(run), *_worse(run), *_unlike_real(run)]
+    if run.unreadable:
+        found.append(f"{run.unreadable} lines of metrics.jsonl could not be read and are left out")
+    return list(dict.fromkeys(pretty(line) for line in found))
+
+
+def _displaced(run: Run) -> list[str]:
+    found = []
+    for phase, steps in run.steps.items():
+        real, synthetic = number(steps[-1], "real_shift"), number(steps[-1], "synthetic_shift")
+        if real is not None and synthetic is not None and real < 0 and synthetic < 0:
+            found.append(
+                f"{phase_label(phase)}: likelihood displacement: at the last step both log-probs had fallen "
+                f"(real {fixed(real, 2)}, synthetic {fixed(synthetic, 2)} nats per answer), so the margin "
+                "grew without the real answers becoming likelier"
+            )
+    return found
+
+
+def _worse(run: Run) -> list[str]:
+    start = number(run.scores.get(run.start, {}), "nll")
+    found = []
+    for player, row in run.scores.items():
+        paired, nll = difference(row), number(row, "nll")
+        if not player.isdecimal() or nll is None:
+            continue
+        if paired is not None and paired[1] > 0:
+            by = f"{fixed(paired[0], sign=True)} {interval(*paired[1:], sign=True)}"
+        elif paired is None and start is not None and nll > start:
+            by = fixed(nll - start, sign=True)
+        else:
+            continue
+        found.append(
+            f"{run.label(player)}: held-out NLL is worse than {run.label(run.start)} by {by} per token"
+        )
+    return found
+
+
+def _unlike_real(run: Run) -> list[str]:
+    found = []
+    for player, row in run.scores.items():
+        if player == "base" and run.start != "base":
+            continue
+        end, real_end = number(row, "end_rate"), number(row, "real_end_rate")
+        if end is not None and real_end is not None and abs(end - real_end) > END_RATE_GAP:
+            found.append(
+                f"{run.label(player)}: {percent(end)} of answers end by themselves, "
+                f"{percent(real_end)} of the real ones"
+            )
+        length, real = number(row, "length"), number(row, "real_length")
+        if length is not None and real and not 1 / LENGTH_RATIO <= length / real <= LENGTH_RATIO:
+            found.append(
+                f"{run.label(player)}: answers are {fixed(length, 1)} tokens long, "
+                f"the real ones {fixed(real, 1)}"
+            )
+    return found

@@ -1,0 +1,168 @@
+"""A run's report, from its folder alone: report.html, report.md and tables/*.csv.
+
+The page is one file with no script and no address to load anything from; every text that came from
+data or a model is escaped by the template. Writing it twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from sparring.report.findings import headline_notes, verdict, verdict_of, warnings_of
+from sparring.report.markdown import markdown
+from sparring.report.plots import draw
+from sparring.report.records import Answers, Run, read_answers, read_run, text
+from sparring.report.sheets import phases_csv, scores_csv
+from sparring.report.tables import (
+    budget_rows,
+    columns,
+    duration,
+    result_lines,
+    result_rows,
+)
+
+__all__ = ["result_rows", "verdict", "write_report"]
+
+LONGEST_ANSWER = 1500  # characters shown on the page
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write report.html, report.md, tables/scores.csv and tables/phases.csv; return report.html's path.
+
+    Works on an unfinished run and says so. Each file is replaced whole. RunError if the folder does
+    not exist, or its run.lock.yaml or best.json cannot be read.
+    """
+    run = read_run(run_folder)
+    again, config = _again(run), _config_yaml(run)
+    (run_folder / "tables").mkdir(exist_ok=True)
+    _replace(run_folder / "tables" / "scores.csv", scores_csv(run))
+    _replace(run_folder / "tables" / "phases.csv", phases_csv(run))
+    _replace(run_folder / "report.md", markdown(run, again, config))
+    return _replace(run_folder / "report.html", _html(run, again, config))
+
+
+def _html(run: Run, again: list[tuple[str, str]], config: str) -> str:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    source = resources.files("sparring.report").joinpath("template.html").read_text(encoding="utf-8")
+    return environment.from_string(source).render(
+        run=run,
+        facts=_facts(run),
+        verdict=verdict_of(run),
+        notes=headline_notes(run),
+        columns=columns(run),
+        lines=result_lines(run),
+        warnings=warnings_of(run),
+        plots=[{"plot": plot, "svg": Markup(plot.svg)} for plot in draw(run)],
+        matches=_matches(run),
+        answers=[_shown(run, row) for row in read_answers(run)],
+        budget=budget_rows(run),
+        again=again,
+        config=config,
+    )
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """The few facts under the title: base, data, method, hardware."""
+    base, data, hardware = (_part(run, key) for key in ("base", "data", "hardware"))
+    parameters = base.get("parameters")
+    size = f", {parameters:,} parameters" if isinstance(parameters, int) else ""
+    facts = [
+        ("base", f"{text(base['name'])}{size}" if base.get("name") else ""),
+        ("data", _data_fact(data)),
+        ("adapter", _method_fact(run)),
+        ("device", text(hardware.get("device") or hardware.get("cpu"))),
+        ("time", duration(_seconds(run)) if run.phases else ""),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _data_fact(data: dict[str, Any]) -> str:
+    sizes = [
+        f"{data[key]} {word}" for key, word in (("train", "train"), ("eval", "held out")) if data.get(key)
+    ]
+    return text(" · ".join([str(data.get("description") or ""), *sizes]).strip(" ·"))
+
+
+def _method_fact(run: Run) -> str:
+    name, rank = run.setting("method", "name"), run.setting("method", "r")
+    return text(f"{name}, rank {rank}" if name and rank else name)
+
+
+def _seconds(run: Run) -> float:
+    found = (row.get("seconds") for row in run.phases.values())
+    return float(sum(value for value in found if isinstance(value, (int, float))))
+
+
+def _matches(run: Run) -> list[tuple[str, str]]:
+    """(player, opponent) labels of every iteration: who learnt against whose answers."""
+    pairs = [(str(t), run.opponent(str(t))) for t in run.iterations]
+    return [(run.label(player), run.label(opponent)) for player, opponent in pairs if opponent is not None]
+
+
+def _shown(run: Run, row: Answers) -> dict[str, Any]:
+    """One prompt's cards. Each card: title, who it was trained against, text, and whether it was cut."""
+    cards = [{"title": "real answer", "note": "", "text": _short(row.real), "cut": False}]
+    for player, (said, finish) in row.said.items():
+        opponent = run.opponent(player)
+        note = f"learnt against {run.label(opponent)}" if opponent else "opponent of iteration 0"
+        cards.append(
+            {"title": run.label(player), "note": note, "text": _short(said), "cut": finish == "length"}
+        )
+    return {"prompt": _short(row.prompt), "cards": cards}
+
+
+def _short(said: str) -> str:
+    left = len(said) - LONGEST_ANSWER
+    return said if left <= 0 else f"{said[:LONGEST_ANSWER]} … ({left} more characters)"
+
+
+def _again(run: Run) -> list[tuple[str, str]]:
+    """What is needed to make the run again, as (name, value)."""
+    base, data = _part(run, "base"), _part(run, "data")
+    versions = ", ".join(f"{text(name)} {text(value)}" for name, value in _part(run, "versions").items())
+    hardware = ", ".join(f"{text(name)} {text(value)}" for name, value in _part(run, "hardware").items())
+    counts = data.get("counts")
+    counted = ", ".join(f"{text(k)} {text(v)}" for k, v in counts.items()) if isinstance(counts, dict) else ""
+    command = run.lock.get("command") or (f"sparring run {run.name}.yaml" if run.lock else "")
+    pairs = [
+        ("command", text(command)),
+        ("seed", text(run.lock.get("seed"))),
+        ("base", " · ".join(text(base[key]) for key in ("name", "fingerprint") if base.get(key))),
+        ("data", " · ".join(text(data[key]) for key in ("description", "fingerprint") if data.get(key))),
+        ("rows", counted),
+        ("versions", versions),
+        ("hardware", hardware),
+    ]
+    return [(name, value) for name, value in pairs if value]
+
+
+def _config_yaml(run: Run) -> str:
+    if not run.config:
+        return ""
+    return text(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100))
+
+
+def _part(run: Run, key: str) -> dict[str, Any]:
+    found = run.lock.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _replace(file: Path, content: str) -> Path:
+    """Write beside the file, then rename over it: a reader sees the old file or the new one."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    beside.write_text(content, encoding="utf-8", newline="\n")
+    os.replace(beside, file)
+    return file

@@ -1,0 +1,43 @@
+"""START HERE: self-play fine-tuning, Algorithm 1 of Chen et al. 2024 (arXiv 2401.01335).
+
+    input   prompts x_i with real answers y_i;  θ_0 = the base after supervised fine-tuning;  T iterations
+    for t = 0 … T-1
+        play    y'_i ~ p_θt(·|x_i) for every i                      the frozen opponent answers
+        learn   θ_{t+1} = argmin_θ  Σ_i  ℓ( λ·[log p_θ(y_i|x_i)  - log p_θt(y_i|x_i)]
+                                          - λ·[log p_θ(y'_i|x_i) - log p_θt(y'_i|x_i)] )
+    output  θ_T; here, the best of θ_0 … θ_T on held-out data
+
+A player is a small adapter on one frozen base (models/players.py). The opponent's log-probabilities are
+computed once (`score_pairs`), so learning holds one model; the margin and every ℓ are in
+objectives/pairwise.py. `once` makes a phase or finds it finished: resuming a killed run is calling this again.
+"""
+
+from __future__ import annotations
+
+from sparring.preparing import prepare_data
+from sparring.evaluation.choose import choose
+from sparring.evaluation.judge import judge
+from sparring.generation.play import play
+from sparring.learning import fine_tune, learn, score_pairs
+from sparring.run import Phase
+from sparring.session import Session
+
+
+def self_play(session: Session) -> Phase:
+    """Run Algorithm 1; returns the phase that says which player is best and why."""
+    once = session.once
+    data = once("data", prepare_data)
+    start = opponent = once("sft", fine_tune, data)                                               # θ_0
+    scores = once("sft-scores", judge, data, start, start, None, label="θ_0 (SFT)", iteration=None)
+    once("base-scores", judge, data, None, start, None, label="base", iteration=None)
+    judged, before = [scores], None
+
+    for t in range(session.config.selfplay.iterations):
+        played = once(f"{t}/played", play, data, opponent, iteration=t)                           # y' ~ p_θt
+        pairs = once(f"{t}/pairs", score_pairs, opponent, played, before, iteration=t)            # log p_θt
+        player = once(f"{t}/player", learn, opponent, pairs, data, scores, iteration=t)           # θ_{t+1}
+        scores = once(f"{t}/scores", judge, data, player, start, scores, label=f"θ_{t + 1}", iteration=t)
+        judged.append(scores)
+        opponent, before = player, played                                   # the student becomes the opponent
+
+    return once("best", choose, *judged)

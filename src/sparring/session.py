@@ -1,0 +1,52 @@
+"""What the phases of one run share: the config, the run folder, the tokenizer, and the base once it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from sparring.config import Config
+from sparring.data.load import Loaded
+from sparring.data.messages import Renderer
+from sparring.data.pairs import Prompt, Rows
+from sparring.models.base import load_base
+from sparring.models.players import Player, Ring
+from sparring.run import Event, Phase, Run, digest
+
+
+@dataclass
+class Session:
+    """One run in progress. The base is loaded when the first phase asks for the ring, and only once."""
+
+    config: Config
+    run: Run
+    renderer: Renderer
+    base_folder: Path
+    loaded: Loaded
+
+    @cached_property
+    def ring(self) -> Ring:
+        """The base in memory, with room for one player at a time."""
+        base = load_base(self.base_folder, self.config.model, self.renderer)
+        return Ring(base, self.config.method, self.config.model.base)
+
+    def once(self, name: str, make: Callable[..., Event | None], *inputs: Phase | None, **settings: Any) -> Phase:
+        """`Run.once` with this session as the first argument of `make`."""
+        return self.run.once(name, partial(make, self), *inputs, **settings)
+
+    def seed(self, *parts: Any) -> int:
+        """A 31-bit seed for one purpose, from the run's seed."""
+        return int(digest([self.config.seed, *parts]), 16) % 2**31
+
+    @staticmethod
+    def player(phase: Phase) -> Player:
+        """The player that a phase made."""
+        return Player.load(phase.folder)
+
+    @staticmethod
+    def prompts(data: Phase, side: str) -> Rows[Prompt]:
+        """The `train` or `eval` examples of the data phase."""
+        return Rows([data.folder / f"{side}.arrow"], Prompt)

@@ -1,0 +1,274 @@
+"""The one subclass of transformers.Trainer: what is learnt is a task passed in.
+
+An item of the data loader is a whole optimiser step (a list of item numbers). `training_step` splits it
+into micro-batches by token budget, so a step holds exactly the items asked for, and the result does not
+depend on the split: the gradient is that of sum(loss)/weight over the step.
+Checkpoints hold only what is trained; they are written under another name and renamed last.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import transformers
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from sparring.config import OptimiserConfig
+from sparring.errors import TrainingDiverged
+from sparring.models.players import Ring
+from sparring.run import Run, remove, written
+from sparring.tasks import Sums
+
+OPTIMISERS = {"adamw": "adamw_torch", "rmsprop": "rmsprop", "sgd": "sgd"}
+
+class Task(Protocol):
+    """What is learnt."""
+
+    def split(self, items: list[int]) -> list[list[int]]:
+        """Micro-batches of a step's items."""
+        ...
+
+    def weight(self, items: list[int]) -> float:
+        """What the step's summed loss is divided by: answer tokens for SFT, pairs for self-play."""
+        ...
+
+    def loss(self, model: Any, items: list[int]) -> tuple[Tensor, Sums]:
+        """The summed loss of some items, with a graph, and metrics as (sum, weight)."""
+        ...
+
+    def inspect(self, step: int, means: dict[str, float]) -> None:
+        """Look at a step's metrics before its update; raise to stop the run."""
+        ...
+
+
+def plan_steps(items: int, per_step: int, epochs: float, seed: int) -> list[list[int]]:
+    """All optimiser steps of a phase: shuffled passes, joined and cut, so only the last can be smaller.
+
+    A fraction of an epoch is a fraction of a pass. The plan depends on nothing but its arguments.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    wanted = max(1, round(items * epochs))
+    order: list[int] = []
+    while len(order) < wanted:
+        order += torch.randperm(items, generator=generator).tolist()
+    order = order[:wanted]
+    return [order[start : start + per_step] for start in range(0, wanted, per_step)]
+
+
+def fit(
+    run: Run,
+    folder: Path,
+    ring: Ring,
+    task: Task,
+    steps: list[list[int]],
+    *,
+    lr: float,
+    warmup: float,
+    schedule: str,
+    optimiser: OptimiserConfig,
+    seed: int,
+    track: list[str],
+    watch: Callable[[int, dict[str, float]], str | None],
+) -> str | None:
+    """Train the challenger in the ring on `steps`, resuming from a checkpoint in `folder` if there is one.
+
+    watch  called after each step with its number and metrics; a reason ends the training early.
+    Returns that reason, or None. Raises TrainingDiverged on NaN or Inf.
+    """
+    folder = folder / "checkpoints"
+    checkpoint = _last_checkpoint(folder)
+    done = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+    run.keep(lambda event: event.get("step", 0) <= done)
+    stopped = next((event["reason"] for event in run.events() if event["event"] == "stop"), None)
+    if stopped is None and done < len(steps):
+        arguments = _arguments(folder, len(steps), lr, warmup, schedule, optimiser, seed, track, ring)
+        trainer = Trainer(run, ring, task, steps, watch, arguments)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        stopped = trainer.reason
+    elif checkpoint:
+        _load(ring, checkpoint)
+    if folder.exists():
+        shutil.rmtree(folder)
+    return stopped
+
+
+class Trainer(transformers.Trainer):
+    """transformers.Trainer over optimiser steps, with a task for a loss."""
+
+    def __init__(
+        self,
+        run: Run,
+        ring: Ring,
+        task: Task,
+        steps: list[list[int]],
+        watch: Callable[[int, dict[str, float]], str | None],
+        arguments: TrainingArguments,
+    ) -> None:
+        super().__init__(model=ring.model, args=arguments, train_dataset=steps, callbacks=[_Guard()])
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.run, self.ring, self.task, self.steps, self.watch = run, ring, task, steps, watch
+        self.reason: str | None = None
+        self._means: dict[str, float] = {}
+        self._clock = time.monotonic()
+        self._staging: str | None = None
+
+    def get_train_dataloader(self) -> DataLoader[list[int]]:
+        """One optimiser step per item, in the planned order."""
+        return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_only)  # type: ignore[arg-type]
+
+    def training_step(self, model: Any, inputs: list[int], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of one whole optimiser step; returns its mean loss."""
+        model.train()
+        step = self.state.global_step + 1
+        weight = self.task.weight(inputs)
+        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        total = torch.zeros((), device=self.args.device)
+        for items in self.task.split(inputs):
+            loss, metrics = self.task.loss(model, items)
+            if not math.isfinite(loss.item()):
+                raise TrainingDiverged(_diverged(step, "the loss", self.args.output_dir))
+            self.accelerator.backward(loss / weight)
+            total += loss.detach() / weight
+            for name, (value, count) in metrics.items():
+                sums[name][0] += value
+                sums[name][1] += count
+        self._means = {name: value / count for name, (value, count) in sums.items() if count and name != "tokens"}
+        self._means["tokens"] = sums["tokens"][0]
+        self.task.inspect(step, self._means)
+        return total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """One event per optimiser step; trackers get the same numbers."""
+        if "loss" not in logs:
+            return
+        step, now = self.state.global_step, time.monotonic()
+        numbers = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": float(logs["grad_norm"])}
+        metrics = {**numbers, **self._means}
+        seconds, self._clock = round(now - self._clock, 4), now
+        self.run.log({"event": "step", "step": step, "steps": len(self.steps), **metrics, "seconds": seconds})
+        super().log(metrics, start_time)
+        self.reason = self.watch(step, metrics)
+        if self.reason:
+            self.run.log({"event": "stop", "step": step, "reason": self.reason})
+            self.control.should_training_stop = True
+
+    # ------------------------------------------------------------ checkpoints
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._staging or str(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint whole, then give it its name; then drop the one before."""
+        home = Path(self.args.output_dir)
+        staging = home / "staging"
+        if staging.exists():
+            shutil.rmtree(staging)
+        staging.mkdir(parents=True)
+        self._staging = str(staging)
+        super()._save_checkpoint(model, trial)
+        self._staging = None
+        name = f"checkpoint-{self.state.global_step}"
+        os.rename(staging / name, home / name)
+        for old in home.glob("checkpoint-*"):
+            if old.name != name:
+                remove(old)
+        self.run.tick()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self.ring.trainable().items()}
+        with written(folder / "trained.safetensors") as file:
+            file.write(save(tensors))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        _load(self.ring, Path(resume_from_checkpoint))
+
+
+class _Guard(TrainerCallback):
+    """Stops before an update with a NaN or infinite gradient."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for parameter in kwargs["model"].parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                raise TrainingDiverged(_diverged(state.global_step + 1, "a gradient", args.output_dir))
+
+
+def _diverged(step: int, what: str, folder: str) -> str:
+    last = _last_checkpoint(Path(folder))
+    kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
+    return f"{what} became NaN or infinite at step {step}; {kept}; lower the learning rate or beta in another run"
+
+
+def _only(batch: list[list[int]]) -> list[int]:
+    return batch[0]
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: path.name)
+    found = [path for path in found if path.name.split("-")[1].isdigit()]
+    return max(found, key=lambda path: int(path.name.split("-")[1])) if found else None
+
+
+def _load(ring: Ring, checkpoint: Path) -> None:
+    """Put a checkpoint's weights into the challenger."""
+    saved = load_file(checkpoint / "trained.safetensors")
+    with torch.no_grad():
+        for name, parameter in ring.trainable().items():
+            parameter.copy_(saved[name])
+
+
+def _arguments(
+    folder: Path,
+    steps: int,
+    lr: float,
+    warmup: float,
+    schedule: str,
+    optimiser: OptimiserConfig,
+    seed: int,
+    track: list[str],
+    ring: Ring,
+) -> TrainingArguments:
+    kinds = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        learning_rate=lr,
+        lr_scheduler_type=kinds[schedule],
+        warmup_steps=math.ceil(warmup * steps),
+        optim=OPTIMISERS[optimiser.name],
+        weight_decay=optimiser.weight_decay,
+        max_grad_norm=optimiser.max_grad_norm,
+        gradient_checkpointing=optimiser.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        seed=seed,
+        save_strategy="steps",
+        save_steps=optimiser.save_every,
+        save_total_limit=None,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=list(track) or "none",
+        disable_tqdm=True,
+        use_cpu=ring.base.device.type == "cpu",
+        bf16=False,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several visible GPUs must not turn into DataParallel
+    return arguments

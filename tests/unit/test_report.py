@@ -1,0 +1,528 @@
+"""The report: content, escaping, determinism, and every way a run can be unfinished."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sparring.errors import RunError
+from sparring.report.findings import verdict
+from sparring.report.markdown import fenced, inline
+from sparring.report.page import write_report
+from sparring.report.plots import draw
+from sparring.report.records import pretty, read_run
+from sparring.report.tables import count, duration, fixed, result_rows
+
+HOSTILE = '<script>alert("x")</script> & </pre> $x_1$ | `` ``` ![i](http://evil.example/p.png)'
+NLL = {"base": 1.9120, "sft": 1.2480, "0": 1.2305, "1": 1.2561}
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: its elements, ids and addresses."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.handlers: list[str] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            elif name in ("href", "src", "xlink:href"):
+                self.links.append(value or "")
+            elif name.startswith("on"):
+                self.handlers.append(name)
+
+
+# ---------------------------------------------------------------- a fake run folder
+
+
+def lock(**changes: Any) -> dict[str, Any]:
+    config = {
+        "name": "demo",
+        "seed": 7,
+        "data": {"train": "laboratory"},
+        "method": {"name": "lora", "r": 16},
+        "sft": {"epochs": 1.0},
+        "selfplay": {"iterations": 2, "loss": "logistic", "beta": [0.1, 0.3], "anchor": 0.2},
+        "evaluation": {"select": "nll", "show": 3},
+    }
+    tree = {
+        "name": "demo",
+        "seed": 7,
+        "config": config,
+        "versions": {"sparring": "0.1.0", "python": "3.11.9", "torch": "2.13.0"},
+        "hardware": {"cpu": "Imaginary 9000", "threads": 4, "device": "cpu"},
+        "base": {"name": "laboratory", "parameters": 260032, "fingerprint": "b45e"},
+        "data": {
+            "description": "templated arithmetic",
+            "train": 512,
+            "eval": 40,
+            "counts": {"dropped_too_long": 3},
+            "fingerprint": "da7a",
+        },
+    }
+    return tree | changes
+
+
+def steps(phase: str, total: int) -> list[dict[str, Any]]:
+    t = int(phase[0]) if phase[0].isdecimal() else -1
+    rows = []
+    for step in range(1, total + 1):
+        share = (step - 1) / (total - 1)
+        wave = 0.02 * math.sin(2.3 * step)
+        row = {"event": "step", "phase": phase, "step": step, "steps": total, "nll": 1.9 - 0.6 * share + wave}
+        row |= {"loss": row["nll"], "lr": 1e-5, "grad_norm": 1.0, "tokens": 4096, "seconds": 0.4}
+        if t >= 0:
+            shift = (3.0 - 5.0 * t) * share
+            margin = 0.1 * (shift + 4.5 * share)
+            row |= {"loss": math.log1p(math.exp(-margin)) + wave / 4, "margin": margin + wave / 4}
+            row |= {"accuracy": 0.5 + 0.3 * share, "real_shift": shift, "synthetic_shift": -4.5 * share}
+            row |= {
+                "real_logprob": -1.25 + wave + 0.02 * share,
+                "synthetic_logprob": -1.3 - wave - 0.1 * share,
+            }
+        rows.append(row)
+    return rows
+
+
+def scores(player: str, laboratory: bool) -> dict[str, Any]:
+    nll = NLL[player]
+    row: dict[str, Any] = {"event": "scores", "player": player, "nll": nll, "nll_low": nll - 0.03}
+    row |= {"nll_high": nll + 0.03, "label": {"base": "base", "sft": "θ_0 (SFT)"}.get(player)}
+    if player.isdecimal():
+        mean = nll - NLL["sft"]
+        row["label"] = f"θ_{int(player) + 1}"
+        row["nll_difference"] = {"against": "sft", "mean": mean, "low": mean - 0.006, "high": mean + 0.006}
+        row |= {"accuracy": 0.71, "margin": 0.3}
+    else:
+        row |= {"nll_difference": None, "accuracy": None, "margin": None}
+    row |= {"kl_start": {"base": 3.1, "sft": 0.0, "0": 0.42, "1": 1.37}[player], "n": 40}
+    row |= {"end_rate": {"base": 0.41, "sft": 0.96, "0": 0.97, "1": 0.8}[player]}
+    row |= {"length": {"base": 61.0, "sft": 33.1, "0": 34.2, "1": 48.9}[player]}
+    row |= {"distinct_1": 0.31, "distinct_2": 0.72, "repetition": 0.04, "real_length": 34.0}
+    row |= {"real_end_rate": 1.0, "real_distinct_1": 0.33, "real_distinct_2": 0.75, "real_repetition": 0.02}
+    if laboratory:
+        kl = {"base": 0.911, "sft": 0.248, "0": 0.202, "1": 0.36}[player]
+        row["exact"] = {"kl": kl, "valid_mass": math.exp(-kl), "total_variation": 0.2}
+    return row
+
+
+def phase(name: str, seconds: float, **counts: Any) -> dict[str, Any]:
+    return {"event": "phase", "phase": name, "seconds": seconds, "tokens": 81920, "flops": 2.5e12} | counts
+
+
+def events(laboratory: bool = False) -> list[dict[str, Any]]:
+    rows = [phase("data", 1.2), scores("base", laboratory), phase("base-scores", 4.0)]
+    rows += [*steps("sft", 20), phase("sft", 21.0, stopped=None), scores("sft", laboratory)]
+    rows += [phase("sft-scores", 4.1)]
+    for t, stopped in ((0, None), (1, "held-out NLL rose by 0.021")):
+        rows += [phase(f"{t}/played", 33.3, cut=2), phase(f"{t}/pairs", 8.5, identical=5)]
+        rows += steps(f"{t}/player", 16)
+        rows += [
+            {"event": "check", "phase": f"{t}/player", "step": step, "heldout_nll": NLL["0"] + nudge}
+            for step, nudge in ((4, 0.010), (8, 0.004), (12, 0.001))
+        ]
+        rows += [phase(f"{t}/player", 95.0, stopped=stopped)]
+        rows += [scores(str(t), laboratory), phase(f"{t}/scores", 4.4)]
+    rows.append({"event": "warning", "phase": "1/player", "text": f"odd row {HOSTILE}"})
+    return rows
+
+
+def answers(player: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": f"prompt {index} {HOSTILE}",
+            "real": f"real {index}\nsecond line",
+            "answer": f"{player} says {index} {HOSTILE}",
+            "finish": "length" if index == 1 else "end",
+        }
+        for index in range(5)
+    ]
+
+
+def make_run(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    locked: dict[str, Any] | None = None,
+    best: dict[str, Any] | None = None,
+    answered: tuple[str, ...] = (),
+) -> Path:
+    """Write a run folder; `answered` names the players whose answers are there."""
+    folder.mkdir(parents=True)
+    if locked is not None:
+        (folder / "run.lock.yaml").write_text(yaml.safe_dump(locked, sort_keys=False), encoding="utf-8")
+    if best is not None:
+        (folder / "best.json").write_text(json.dumps(best), encoding="utf-8")
+    if rows:
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    for player in answered:
+        place = folder / (f"{player}/scores" if player.isdecimal() else f"{player}-scores")
+        place.mkdir(parents=True)
+        lines = "".join(json.dumps(row) + "\n" for row in answers(player))
+        (place / "answers.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+def best(player: str = "0", **changes: Any) -> dict[str, Any]:
+    found = {"player": player, "label": f"θ_{player}", "metric": "nll", "value": NLL[player]}
+    return found | {"why": "lowest held-out NLL", "rolled_back": True, "values": NLL} | changes
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its report written; tests read it and change nothing."""
+    players = ("base", "sft", "0", "1")
+    folder = tmp_path_factory.mktemp("whole") / "demo"
+    make_run(folder, events(laboratory=True), lock(), best(), players)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(whole: Path) -> str:
+    return (whole / "report.html").read_text(encoding="utf-8")
+
+
+def page_of(folder: Path) -> str:
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------- content
+
+
+def test_sections_come_in_order(page: str) -> None:
+    wanted = [
+        "Results",
+        "Warnings",
+        "How it went",
+        "Side by side",
+        "Budget",
+        "How to make it again",
+        "Glossary",
+    ]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == wanted
+    assert "2401.01335" in page
+    plots = re.findall(r'id="plot-(\w+)"', page)
+    assert plots == ["nll", "logprobs", "loss", "answers", "seconds", "exact"]
+
+
+def test_verdict_names_player_difference_and_interval(whole: Path, page: str) -> None:
+    said = verdict(whole)
+    assert said.startswith("Best player: θ₁. Held-out NLL 1.2305 per token against 1.2480 for θ₀ (SFT)")
+    assert "difference −0.0175 [−0.0235, −0.0115], 95 % over 40 prompts" in said
+    assert "improvement" in said
+    assert "Rolled back: θ₂ did not improve on it" in said
+    assert said in page
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (-0.02, 0.01, "no difference seen"),
+        (-0.02, 0.0, "no difference seen"),
+        (0.01, 0.02, "worse than θ₀"),
+        (-0.02, -0.01, "an improvement"),
+    ],
+)
+def test_verdict_is_honest_about_the_interval(tmp_path: Path, low: float, high: float, words: str) -> None:
+    rows = events()
+    for row in rows:
+        if row["event"] == "scores" and row["player"] == "0":
+            row["nll_difference"] = {"against": "sft", "mean": (low + high) / 2, "low": low, "high": high}
+    said = verdict(make_run(tmp_path / "run", rows, lock(), best()))
+    assert words in said
+    assert ("improvement" in said) == (high < 0)
+
+
+def test_verdict_when_sft_wins(tmp_path: Path) -> None:
+    said = verdict(make_run(tmp_path / "run", events(), lock(), best("sft")))
+    assert said.startswith("Best player: θ₀ (SFT). No self-play iteration improved on it in held-out NLL")
+    assert "rolled back" in said
+
+
+def test_verdict_names_another_metric(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", events(), lock(), best("0", metric="exact_kl", value=0.202))
+    assert "Chosen by exact_kl (0.2020)." in verdict(folder)
+
+
+def test_result_rows_for_the_terminal(whole: Path, tmp_path: Path) -> None:
+    header, rows = result_rows(whole)
+    assert header == [
+        "player", "NLL [95 %]", "Δ vs SFT [95 %]", "KL to θ₀", "accuracy", "length", "end rate",
+        "exact KL", "valid mass",
+    ]  # fmt: skip
+    assert rows[2] == [
+        "θ₁ ★", "1.2305 [1.2005, 1.2605]", "−0.0175 [−0.0235, −0.0115]", "0.420", "71.0 %", "34.2", "97.0 %",
+        "0.2020", "81.7 %",
+    ]  # fmt: skip
+    assert rows[-1][0] == "real answers"
+    assert rows[-1][5:7] == ["34.0", "100.0 %"]
+    assert all(len(row) == len(header) for row in rows)
+    plain = make_run(tmp_path / "plain", events(), lock(), best())
+    assert "exact KL" not in result_rows(plain)[0]
+
+
+def test_warnings_logged_and_derived(page: str) -> None:
+    found = re.findall(r'<li dir="auto">(.*?)</li>', page)
+    assert found[0].startswith("iteration 1: learn: odd row &lt;script&gt;")
+    rest = " | ".join(found[1:])
+    assert "iteration 1: learn: likelihood displacement" in rest
+    assert "iteration 0: learn: likelihood displacement" not in rest
+    assert "θ₂: held-out NLL is worse than θ₀ (SFT) by +0.0081 [+0.0021, +0.0141]" in rest
+    assert "θ₂: 80.0 % of answers end by themselves" in rest
+    assert "θ₂: answers are 48.9 tokens long" in rest
+    assert "base:" not in rest
+
+
+def test_side_by_side_says_who_opposed_whom(page: str) -> None:
+    assert "θ₁ learnt to tell real answers from those of θ₀ (SFT); θ₂ learnt" in page
+    assert page.count('class="card prompt"') == 3  # evaluation.show
+    assert "learnt against θ₁" in page
+    assert page.count("cut at the length limit") == 3
+
+
+def test_tables(whole: Path) -> None:
+    with (whole / "tables" / "scores.csv").open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["player"] for row in found] == ["base", "sft", "0", "1"]
+    assert float(found[2]["nll"]) == NLL["0"]
+    assert float(found[2]["nll_difference_mean"]) == NLL["0"] - NLL["sft"]
+    assert float(found[2]["exact_kl"]) == 0.202
+    with (whole / "tables" / "phases.csv").open(encoding="utf-8", newline="") as file:
+        timed = {row["phase"]: row for row in csv.DictReader(file)}
+    assert timed["0/played"]["kind"] == "generation"
+    assert timed["1/player"]["stopped"] == "held-out NLL rose by 0.021"
+    assert timed["0/pairs"]["identical"] == "5"
+
+
+def test_markdown_has_the_same_numbers(whole: Path) -> None:
+    text = (whole / "report.md").read_text(encoding="utf-8")
+    assert inline(verdict(whole)) in text
+    assert "−0.0175 \\[−0.0235, −0.0115\\]" in text
+    assert "likelihood displacement" in text
+    assert "| total | 5 min 13 s |" in text
+    assert "```yaml\nname: demo" in text
+
+
+def test_how_to_make_it_again(page: str) -> None:
+    for wanted in ("sparring run demo.yaml", "b45e", "da7a", "torch 2.13.0", "Imaginary 9000", "- 0.3"):
+        assert wanted in page
+
+
+# ---------------------------------------------------------------- safety
+
+
+def test_hostile_text_stays_text(whole: Path, page: str) -> None:
+    seen = Page(page)
+    assert "script" not in seen.tags
+    assert "img" not in seen.tags
+    assert not seen.handlers
+    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in page
+    markdown = (whole / "report.md").read_text(encoding="utf-8")
+    outside = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    assert "<script" not in outside
+    assert "![" not in outside
+
+
+def test_hostile_names_and_labels(tmp_path: Path) -> None:
+    rows = events()
+    for row in rows:
+        if row["event"] == "scores" and row["player"] == "0":
+            row["label"] = HOSTILE
+    rows.append(phase(HOSTILE, 3.0, **{HOSTILE: 3}))
+    folder = make_run(tmp_path / "run", rows, lock(name=HOSTILE), best())
+    seen = Page(page_of(folder))
+    assert "script" not in seen.tags
+    assert "img" not in seen.tags
+
+
+def test_nothing_is_loaded_from_anywhere(page: str) -> None:
+    seen = Page(page)
+    assert all(link.startswith("#") for link in seen.links)
+    assert set(seen.tags).isdisjoint({"link", "iframe", "img", "script", "object"})
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_ids_are_unique_and_references_resolve(page: str) -> None:
+    seen = Page(page)
+    assert len(seen.ids) == len(set(seen.ids))
+    used = {link[1:] for link in seen.links} | set(re.findall(r"url\(#([^)]+)\)", page))
+    assert used <= set(seen.ids)
+    for label in re.findall(r'aria-labelledby="([^"]+)"', page):
+        assert set(label.split()) <= set(seen.ids)
+
+
+def test_text_that_no_file_can_hold(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", events(), lock(), best())
+    place = folder / "sft-scores"
+    place.mkdir()
+    row = r'{"prompt": "lone \ud800 and null \u0000 \u001b[31m", "real": "r", "answer": "", "finish": "end"}'
+    (place / "answers.jsonl").write_text(row + "\n", encoding="utf-8")
+    page = page_of(folder)
+    assert "\x00" not in page
+    assert "\x1b" not in page
+    assert "(empty)" in page
+
+
+def test_fence_is_longer_than_any_inside() -> None:
+    assert fenced("a ```` b").startswith("`````text\n")
+    assert inline("a | <b>\n# c") == "a \\| &lt;b&gt; \\# c"
+
+
+# ---------------------------------------------------------------- determinism and unfinished runs
+
+
+def test_two_writes_give_the_same_bytes(whole: Path) -> None:
+    names = ["report.html", "report.md", "tables/scores.csv", "tables/phases.csv"]
+    write_report(whole)
+    first = [(whole / name).read_bytes() for name in names]
+    write_report(whole)
+    assert [(whole / name).read_bytes() for name in names] == first
+    assert not list(whole.rglob("*.tmp"))
+
+
+def test_user_style_changes_nothing(whole: Path) -> None:
+    import matplotlib
+
+    plain = page_of(whole)
+    with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 30, "svg.hashsalt": "other"}):
+        assert page_of(whole) == plain
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_empty_run(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "empty", [])
+    page = page_of(folder)
+    assert "This run is unfinished: nothing has been recorded yet." in page
+    assert result_rows(folder)[1] == []
+    assert "<svg" not in page
+    assert "nothing has been recorded" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kept", [1, 3, 10, 24, 26, 28, 40, 46, 52, 60, 75])
+def test_a_run_killed_anywhere_can_be_reported(tmp_path: Path, kept: int) -> None:
+    folder = make_run(tmp_path / "run", events(laboratory=True)[:kept], lock(), answered=("sft",))
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"event": "step", "pha')
+    page = page_of(folder)
+    assert "unfinished" in page
+    assert "could not be read" not in page
+
+
+def test_unfinished_run_says_how_far_it_got(tmp_path: Path) -> None:
+    rows = events()
+    last = next(index for index, row in enumerate(rows) if row.get("phase") == "1/pairs")
+    said = verdict(make_run(tmp_path / "run", rows[: last + 1], lock()))
+    assert said.startswith(
+        "This run is unfinished: 1 of 2 iterations judged, last finished phase “iteration 1: score"
+    )
+    assert "No best player has been chosen. So far the lowest NLL of self-play is θ₁'s." in said
+
+
+def test_sft_off(tmp_path: Path) -> None:
+    rows = [row for row in events() if "sft" not in (row.get("player"), row.get("phase"))]
+    folder = make_run(tmp_path / "run", rows, lock(), best(), ("base", "0"))
+    header, found = result_rows(folder)
+    assert header[2] == "Δ vs base [95 %]"
+    assert [row[0] for row in found] == ["base", "θ₁ ★", "θ₂", "real answers"]
+    page = page_of(folder)
+    assert "θ₁ learnt to tell real answers from those of base" in page
+    assert "opponent of iteration 0" in page
+
+
+def test_no_iterations(tmp_path: Path) -> None:
+    rows = [row for row in events() if not str(row.get("phase") or row.get("player"))[0].isdecimal()]
+    folder = make_run(tmp_path / "run", rows, lock(), best("sft", rolled_back=False), ("sft",))
+    assert (
+        verdict(folder)
+        == "Best player: θ₀ (SFT). No self-play iteration was judged; held-out NLL 1.2480 per token."
+    )
+    page = page_of(folder)
+    assert "unfinished" not in page
+    assert [plot.name for plot in draw(read_run(folder))] == ["nll", "answers", "seconds"]
+
+
+def test_missing_and_odd_values(tmp_path: Path) -> None:
+    rows = events()
+    for row in rows:
+        if row["event"] in ("scores", "step"):
+            row.update({key: None for key in ("kl_start", "margin", "nll_low", "real_shift")})
+        if row["event"] == "scores" and row["player"] == "1":
+            row["nll"] = float("nan")
+    folder = make_run(tmp_path / "run", rows, None, best(), ())
+    page = page_of(folder)
+    assert "the config is not known" in page
+    assert ">nan<" not in page.lower()
+
+
+def test_a_resumed_run_counts_a_step_once(tmp_path: Path) -> None:
+    again = steps("0/player", 16)
+    folder = make_run(tmp_path / "run", [*again[:10], *again[5:]])
+    assert [row["step"] for row in read_run(folder).steps["0/player"]] == list(range(1, 17))
+
+
+def test_damaged_lines_are_counted(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", events())
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write("{broken\n[1]\n")
+    assert "2 lines of metrics.jsonl could not be read" in page_of(folder)
+
+
+@pytest.mark.parametrize(("name", "content"), [("run.lock.yaml", "a: [b"), ("best.json", "{")])
+def test_damaged_files_are_named(tmp_path: Path, name: str, content: str) -> None:
+    folder = make_run(tmp_path / "run", events())
+    (folder / name).write_text(content, encoding="utf-8")
+    with pytest.raises(RunError, match=re.escape(name)):
+        write_report(folder)
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="does not exist"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_many_steps_stay_small(tmp_path: Path) -> None:
+    rows = [*steps("0/player", 5000), *steps("1/player", 5000)]
+    page = page_of(make_run(tmp_path / "run", rows, lock()))
+    assert "means of 34 steps" in page
+    assert len(page) < 250_000
+
+
+# ---------------------------------------------------------------- small things
+
+
+def test_numbers_as_text() -> None:
+    assert [fixed(-0.00001), fixed(0.5, 2, sign=True), fixed(-2, 1), fixed(None)] == [
+        "0.0000",
+        "+0.50",
+        "−2.0",
+        "–",
+    ]
+    assert [duration(59.94), duration(59.96), duration(61), duration(3725)] == [
+        "59.9 s", "1 min 00 s", "1 min 01 s", "1 h 02 min",
+    ]  # fmt: skip
+    assert [count(999_999), count(2.5e12), count(0)] == ["999 999", "2.50 T", "0"]
+    assert [pretty("θ_12 (SFT)"), pretty("θ_x")] == ["θ₁₂ (SFT)", "θ_x"]
+
+
+def test_the_report_loads_no_torch() -> None:
+    code = "import sys, sparring.report.page; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
