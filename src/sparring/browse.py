@@ -24,7 +24,12 @@ def _locks(folder: Path) -> list[Path]:
 def _row(run: Path) -> list[str]:
     lock = yaml.safe_load((run / "run.lock.yaml").read_text(encoding="utf-8"))
     best = run / "best" / "best.json"
-    name = [run.name, "finished" if best.exists() else "unfinished", str(lock["base"]["name"]), str(lock["data"]["train"])]
+    name = [
+        run.name,
+        "finished" if best.exists() else "unfinished",
+        str(lock["base"]["name"]),
+        str(lock["data"]["train"]),
+    ]
     if not best.exists():
         return [*name, "", ""]
     chosen = json.loads(best.read_text(encoding="utf-8"))
@@ -36,7 +41,9 @@ def find_run(which: str, folder: Path) -> Path:
     locks = _locks(folder)
     if which == "last":
         if not locks:
-            raise RunError(f"there is no run in {folder}; `sparring run` makes one, --runs names another folder")
+            raise RunError(
+                f"there is no run in {folder}; `sparring run` makes one, --runs names another folder"
+            )
         return locks[-1].parent
     for place in (Path(which), folder / which):
         if (place / "run.lock.yaml").exists():
@@ -89,7 +96,9 @@ def _player_folder(run: Path, player: str) -> Path | None:
     if player == "best":
         best = run / "best" / "best.json"
         if not best.exists():
-            raise RunError(f"{run} is not finished, so no best player is chosen; finish it, or give --player sft or 0, 1, …")
+            raise RunError(
+                f"{run} is not finished, so no best player is chosen; finish it, or give --player sft or 0, 1, …"
+            )
         player = json.loads(best.read_text(encoding="utf-8"))["player"]
     folder = run / "sft" if player == "sft" else run / player / "player"
     if not (folder / "player.json").exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -28,11 +29,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-lab = typer.Typer(help="The laboratory: a world whose data distribution is known exactly.", no_args_is_help=True)
+lab = typer.Typer(
+    help="The laboratory: a world whose data distribution is known exactly.", no_args_is_help=True
+)
 app.add_typer(lab, name="lab")
 
 ConfigArgument = Annotated[
-    str | None, typer.Argument(metavar="[CONFIG.yaml]", help="the config; without one, the embedded laboratory")
+    str | None,
+    typer.Argument(metavar="[CONFIG.yaml]", help="the config; without one, the embedded laboratory"),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value …]", help="settings to change")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="a run's folder or name, or `last`")]
@@ -55,13 +59,21 @@ def run(
         return
     from sparring import console
     from sparring.job import run_job
-    from sparring.report.page import result_rows, verdict
+    from sparring.report.findings import verdict
+    from sparring.report.tables import result_rows
 
     speak = console.listener(as_json)
     with speak if isinstance(speak, console.Bars) else nullcontext():
-        folder = run_job(settings, [speak])
+        folder = run_job(settings, [speak], shlex.join(["sparring", *sys.argv[1:]]))
     if as_json:
-        speak({"event": "done", "run": str(folder), "report": str(folder / "report.html"), "verdict": verdict(folder)})
+        speak(
+            {
+                "event": "done",
+                "run": str(folder),
+                "report": str(folder / "report.html"),
+                "verdict": verdict(folder),
+            }
+        )
         return
     print()
     _table(*result_rows(folder))
@@ -145,7 +157,8 @@ def _config(config: str | None, overrides: list[str] | None) -> Config:
 
     changes = list(overrides or [])
     if config is not None and "=" in config and not Path(config).exists():
-        config, changes = None, [config, *changes]
+        changes.insert(0, config)
+        config = None
     return read_config(config or default_config(), changes)
 
 
@@ -166,7 +179,10 @@ def _table(header: list[str], rows: list[list[str]]) -> None:
     lines = [header, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     for line in lines:
-        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ]
         print("  ".join(cells).rstrip())
 
 
@@ -236,4 +252,3 @@ def _internal(debug: bool) -> str:
     log.write_text(traceback.format_exc(), encoding="utf-8")
     last = traceback.format_exc().strip().splitlines()[-1]
     return f"internal error, please report it: {last}; the traceback is in {log}, and --debug shows it here"
-

@@ -43,11 +43,13 @@ def run_folder(config: Config) -> Path:
     """Where a run lives: runs/name."""
     name = config.name or "run"
     if name in (".", "..") or "/" in name or "\\" in name:
-        raise InputError(f'name "{name}" is not a folder name; give one without slashes, and the place as runs=...')
+        raise InputError(
+            f'name "{name}" is not a folder name; give one without slashes, and the place as runs=...'
+        )
     return Path(config.runs) / name
 
 
-def open_session(config: Config, run: Run) -> Session:
+def open_session(config: Config, run: Run, command: str = "") -> Session:
     """Find base and data, check them, and claim the run folder; loads no weights."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
@@ -68,16 +70,25 @@ def open_session(config: Config, run: Run) -> Session:
         "counts": loaded.counts,
         "fingerprint": loaded.fingerprint,
     }
-    same = {**decisive(config), "base fingerprint": base["fingerprint"], "data fingerprint": loaded.fingerprint}
-    run.claim(config.model_dump(mode="json"), _facts(config, base, data, threads), same)
+    same = {
+        **decisive(config),
+        "base fingerprint": base["fingerprint"],
+        "data fingerprint": loaded.fingerprint,
+    }
+    run.claim(
+        config.model_dump(mode="json"), {"command": command, **_facts(config, base, data, threads)}, same
+    )
     return Session(config, run, renderer, base_folder, loaded)
 
 
-def run_job(config: Config, listeners: Sequence[Callable[[Event], None]] = ()) -> Path:
-    """The whole job; returns the run folder. Called again after a kill, it goes on from there."""
+def run_job(config: Config, listeners: Sequence[Callable[[Event], None]] = (), command: str = "") -> Path:
+    """The whole job; returns the run folder. Called again after a kill, it goes on from there.
+
+    command  what the user typed, for the report
+    """
     with Run(run_folder(config)) as run:
         run.listeners += listeners
-        self_play(open_session(config, run))
+        self_play(open_session(config, run, command))
         write_report(run.folder)
         return run.folder
 

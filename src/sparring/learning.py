@@ -42,7 +42,11 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
         seed=session.seed("sft"), track=list(session.config.track), watch=lambda step, means: None,
     )  # fmt: skip
     session.ring.save(folder, start, session.run.folder, "sft")
-    trained = [(len(rows[i].prompt_ids) + len(rows[i].real_ids), len(rows[i].real_ids)) for step in steps for i in step]
+    trained = [
+        (len(rows[i].prompt_ids) + len(rows[i].real_ids), len(rows[i].real_ids))
+        for step in steps
+        for i in step
+    ]
     flops = Flops.of(model).training([length for length, _ in trained], sum(scored for _, scored in trained))
     return {"stopped": None, "tokens": sum(length for length, _ in trained), "flops": flops}
 
@@ -124,7 +128,16 @@ def _share(count: int, share: float, seed: int) -> list[int]:
 # ---------------------------------------------------------------- learning
 
 
-def learn(session: Session, folder: Path, opponent: Phase, pairs: Phase, data: Phase, scores: Phase, *, iteration: int) -> Event:
+def learn(
+    session: Session,
+    folder: Path,
+    opponent: Phase,
+    pairs: Phase,
+    data: Phase,
+    scores: Phase,
+    *,
+    iteration: int,
+) -> Event:
     """theta_t+1: a copy of the opponent, trained to tell the real answers from the opponent's."""
     config, player = session.config, session.player(opponent)
     model = session.ring.challenge(player, session.seed("adapter", iteration))
@@ -169,7 +182,9 @@ def _watch(
     def watch(step: int, means: dict[str, float]) -> str | None:
         drop = -means["real_shift_per_token"]
         if config.stop_real_drop and drop > config.stop_real_drop:
-            return f"the real answers' log-prob per token fell by {drop:.3f} (limit {config.stop_real_drop:g})"
+            return (
+                f"the real answers' log-prob per token fell by {drop:.3f} (limit {config.stop_real_drop:g})"
+            )
         if every and step % every == 0 and step < steps:
             model = session.ring.model.eval()
             nll = mean_nll(model, session.ring.base, held_out, session.config.optimiser.micro_batch_tokens)

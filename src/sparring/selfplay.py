@@ -14,11 +14,11 @@ objectives/pairwise.py. `once` makes a phase or finds it finished: resuming a ki
 
 from __future__ import annotations
 
-from sparring.preparing import prepare_data
 from sparring.evaluation.choose import choose
 from sparring.evaluation.judge import judge
 from sparring.generation.play import play
 from sparring.learning import fine_tune, learn, score_pairs
+from sparring.preparing import prepare_data
 from sparring.run import Phase
 from sparring.session import Session
 
@@ -27,17 +27,17 @@ def self_play(session: Session) -> Phase:
     """Run Algorithm 1; returns the phase that says which player is best and why."""
     once = session.once
     data = once("data", prepare_data)
-    start = opponent = once("sft", fine_tune, data)                                               # θ_0
+    start = opponent = once("sft", fine_tune, data)  # θ_0
     scores = once("sft-scores", judge, data, start, start, None, label="θ_0 (SFT)", iteration=None)
     once("base-scores", judge, data, None, start, None, label="base", iteration=None)
     judged, before = [scores], None
 
     for t in range(session.config.selfplay.iterations):
-        played = once(f"{t}/played", play, data, opponent, iteration=t)                           # y' ~ p_θt
-        pairs = once(f"{t}/pairs", score_pairs, opponent, played, before, iteration=t)            # log p_θt
-        player = once(f"{t}/player", learn, opponent, pairs, data, scores, iteration=t)           # θ_{t+1}
+        played = once(f"{t}/played", play, data, opponent, iteration=t)  # y' ~ p_θt
+        pairs = once(f"{t}/pairs", score_pairs, opponent, played, before, iteration=t)  # log p_θt
+        player = once(f"{t}/player", learn, opponent, pairs, data, scores, iteration=t)  # θ_{t+1}
         scores = once(f"{t}/scores", judge, data, player, start, scores, label=f"θ_{t + 1}", iteration=t)
         judged.append(scores)
-        opponent, before = player, played                                   # the student becomes the opponent
+        opponent, before = player, played  # the student becomes the opponent
 
     return once("best", choose, *judged)

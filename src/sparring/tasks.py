@@ -62,7 +62,9 @@ class SFTTask:
 class PairTask:
     """l(margin) plus the anchor, for pairs whose opponent log-probs are known: one model in memory."""
 
-    def __init__(self, base: Base, pairs: Rows[Pair], config: SelfPlayConfig, iteration: int, tokens: int) -> None:
+    def __init__(
+        self, base: Base, pairs: Rows[Pair], config: SelfPlayConfig, iteration: int, tokens: int
+    ) -> None:
         self.base, self.pairs, self.config, self.tokens = base, pairs, config, tokens
         self.beta, self.anchor = at(config.beta, iteration), at(config.anchor, iteration)
 
@@ -93,13 +95,21 @@ class PairTask:
             m_BK = self._margin(player_BR, opponent_BR)
         anchor_B = nll_per_token(player_BR[:, 0], tokens_BR[:, 0])
         loss_B = pairwise(m_BK, self.config.loss) + self.anchor * anchor_B
-        return loss_B.sum(), self._metrics(player_BR.detach(), shift_BR, tokens_BR, m_BK.detach(), loss_B.detach(), pairs)
+        return loss_B.sum(), self._metrics(
+            player_BR.detach(), shift_BR, tokens_BR, m_BK.detach(), loss_B.detach(), pairs
+        )
 
     def _margin(self, player_BR: Tensor, opponent_BR: Tensor) -> Tensor:
         return margin(player_BR[:, 0], player_BR[:, 1:], opponent_BR[:, 0], opponent_BR[:, 1:], self.beta)
 
     def _metrics(
-        self, player_BR: Tensor, shift_BR: Tensor, tokens_BR: Tensor, m_BK: Tensor, loss_B: Tensor, pairs: list[Pair]
+        self,
+        player_BR: Tensor,
+        shift_BR: Tensor,
+        tokens_BR: Tensor,
+        m_BK: Tensor,
+        loss_B: Tensor,
+        pairs: list[Pair],
     ) -> Sums:
         count, answers = float(len(pairs)), float(m_BK.numel())
         real, synthetic = tokens_BR[:, 0].sum().item(), tokens_BR[:, 1:].sum().item()

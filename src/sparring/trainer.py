@@ -14,6 +14,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -32,6 +34,7 @@ from sparring.run import Run, remove, written
 from sparring.tasks import Sums
 
 OPTIMISERS = {"adamw": "adamw_torch", "rmsprop": "rmsprop", "sgd": "sgd"}
+
 
 class Task(Protocol):
     """What is learnt."""
@@ -93,15 +96,33 @@ def fit(
     run.keep(lambda event: event.get("step", 0) <= done)
     stopped = next((event["reason"] for event in run.events() if event["event"] == "stop"), None)
     if stopped is None and done < len(steps):
-        arguments = _arguments(folder, len(steps), lr, warmup, schedule, optimiser, seed, track, ring)
-        trainer = Trainer(run, ring, task, steps, watch, arguments)
+        arguments = _arguments(folder, len(steps), lr, optimiser, seed, track, ring)
+        rate = partial(
+            rate_factor, steps=len(steps), warmup=math.ceil(warmup * len(steps)), schedule=schedule
+        )
+        if optimiser.gradient_checkpointing:
+            ring.base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        trainer = Trainer(run, ring, task, steps, watch, rate, arguments)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if optimiser.gradient_checkpointing:
+            ring.base.model.gradient_checkpointing_disable()
         stopped = trainer.reason
     elif checkpoint:
         _load(ring, checkpoint)
     if folder.exists():
         shutil.rmtree(folder)
     return stopped
+
+
+def rate_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
+    """What the learning rate is multiplied by at `step` (from 0): a rise over `warmup` steps, then a course.
+
+    Never 0 before the last step is done, so that even a single step learns.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    left = 1 - (step - warmup) / max(1, steps - warmup)
+    return {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[schedule]
 
 
 class Trainer(transformers.Trainer):
@@ -114,13 +135,22 @@ class Trainer(transformers.Trainer):
         task: Task,
         steps: list[list[int]],
         watch: Callable[[int, dict[str, float]], str | None],
+        rate: Callable[[int], float],
         arguments: TrainingArguments,
     ) -> None:
         super().__init__(model=ring.model, args=arguments, train_dataset=steps, callbacks=[_Guard()])
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.run, self.ring, self.task, self.steps, self.watch = run, ring, task, steps, watch
+        self.run, self.ring, self.task, self.steps, self.watch, self.rate = (
+            run,
+            ring,
+            task,
+            steps,
+            watch,
+            rate,
+        )
         self.reason: str | None = None
+        self.lr_scheduler: Any
         self._means: dict[str, float] = {}
         self._clock = time.monotonic()
         self._staging: str | None = None
@@ -128,6 +158,14 @@ class Trainer(transformers.Trainer):
     def get_train_dataloader(self) -> DataLoader[list[int]]:
         """One optimiser step per item, in the planned order."""
         return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_only)  # type: ignore[arg-type]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """The learning rate's course; unlike transformers' own, its first step is not at 0."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.rate)
+            self._created_lr_scheduler = True
+        made: LambdaLR = self.lr_scheduler
+        return made
 
     def training_step(self, model: Any, inputs: list[int], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of one whole optimiser step; returns its mean loss."""
@@ -145,7 +183,9 @@ class Trainer(transformers.Trainer):
             for name, (value, count) in metrics.items():
                 sums[name][0] += value
                 sums[name][1] += count
-        self._means = {name: value / count for name, (value, count) in sums.items() if count and name != "tokens"}
+        self._means = {
+            name: value / count for name, (value, count) in sums.items() if count and name != "tokens"
+        }
         self._means["tokens"] = sums["tokens"][0]
         self.task.inspect(step, self._means)
         return total
@@ -210,7 +250,7 @@ class _Guard(TrainerCallback):
 def _diverged(step: int, what: str, folder: str) -> str:
     last = _last_checkpoint(Path(folder))
     kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
-    return f"{what} became NaN or infinite at step {step}; {kept}; lower the learning rate or beta in another run"
+    return f"{what} became NaN or infinite at step {step}; {kept}; try another run with a lower lr or beta"
 
 
 def _only(batch: list[list[int]]) -> list[int]:
@@ -235,27 +275,20 @@ def _arguments(
     folder: Path,
     steps: int,
     lr: float,
-    warmup: float,
-    schedule: str,
     optimiser: OptimiserConfig,
     seed: int,
     track: list[str],
     ring: Ring,
 ) -> TrainingArguments:
-    kinds = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
         learning_rate=lr,
-        lr_scheduler_type=kinds[schedule],
-        warmup_steps=math.ceil(warmup * steps),
         optim=OPTIMISERS[optimiser.name],
         weight_decay=optimiser.weight_decay,
         max_grad_norm=optimiser.max_grad_norm,
-        gradient_checkpointing=optimiser.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         seed=seed,
         save_strategy="steps",
         save_steps=optimiser.save_every,

@@ -91,7 +91,7 @@ def steps(phase: str, total: int) -> list[dict[str, Any]]:
         if t >= 0:
             shift = (3.0 - 5.0 * t) * share
             margin = 0.1 * (shift + 4.5 * share)
-            row |= {"loss": math.log1p(math.exp(-margin)) + wave / 4, "margin": margin + wave / 4}
+            row |= {"spin_loss": math.log1p(math.exp(-margin)) + wave / 4, "margin": margin + wave / 4}
             row |= {"accuracy": 0.5 + 0.3 * share, "real_shift": shift, "synthetic_shift": -4.5 * share}
             row |= {
                 "real_logprob": -1.25 + wave + 0.02 * share,
@@ -168,7 +168,8 @@ def make_run(
     if locked is not None:
         (folder / "run.lock.yaml").write_text(yaml.safe_dump(locked, sort_keys=False), encoding="utf-8")
     if best is not None:
-        (folder / "best.json").write_text(json.dumps(best), encoding="utf-8")
+        (folder / "best").mkdir(exist_ok=True)
+        (folder / "best" / "best.json").write_text(json.dumps(best), encoding="utf-8")
     if rows:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
@@ -486,11 +487,11 @@ def test_damaged_lines_are_counted(tmp_path: Path) -> None:
     assert "2 lines of metrics.jsonl could not be read" in page_of(folder)
 
 
-@pytest.mark.parametrize(("name", "content"), [("run.lock.yaml", "a: [b"), ("best.json", "{")])
+@pytest.mark.parametrize(("name", "content"), [("run.lock.yaml", "a: [b"), ("best/best.json", "{")])
 def test_damaged_files_are_named(tmp_path: Path, name: str, content: str) -> None:
     folder = make_run(tmp_path / "run", events())
     (folder / name).write_text(content, encoding="utf-8")
-    with pytest.raises(RunError, match=re.escape(name)):
+    with pytest.raises(RunError, match=re.escape(Path(name).name)):
         write_report(folder)
 
 

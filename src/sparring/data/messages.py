@@ -78,9 +78,15 @@ def choose_template(name: str, tokenizer: Any) -> tuple[str, str]:
     """(template text, where it came from) for `model.template`; ModelError if it cannot be had."""
     if name == "auto":
         own = tokenizer.chat_template
-        return (own, "the tokenizer's own") if isinstance(own, str) else (PLAIN, "plain (the tokenizer has none)")
+        return (
+            (own, "the tokenizer's own")
+            if isinstance(own, str)
+            else (PLAIN, "plain (the tokenizer has none)")
+        )
     if name == "chatml" and tokenizer.convert_tokens_to_ids("<|im_end|>") in (None, tokenizer.unk_token_id):
-        raise ModelError("template chatml needs the token <|im_end|>, which this tokenizer lacks; use plain or auto")
+        raise ModelError(
+            "template chatml needs the token <|im_end|>, which this tokenizer lacks; use plain or auto"
+        )
     if name in TEMPLATES:
         return TEMPLATES[name], name
     file = Path(name)
@@ -98,7 +104,9 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, template: str) -> None:
         if tokenizer.eos_token_id is None:
-            raise ModelError("the tokenizer has no end-of-text token (eos_token), so no answer could end; set one")
+            raise ModelError(
+                "the tokenizer has no end-of-text token (eos_token), so no answer could end; set one"
+            )
         self.tokenizer = tokenizer
         self.template = template
         first = tokenizer("a").input_ids[:1]
@@ -117,7 +125,9 @@ class Renderer:
 
     def prompt(self, messages: tuple[Message, ...], chat: bool) -> list[int]:
         """Token ids [P] that ask for an answer to `messages`."""
-        return self._encode(self._text(messages, ask=True) if chat else messages[-1].content, special=not chat)
+        return self._encode(
+            self._text(messages, ask=True) if chat else messages[-1].content, special=not chat
+        )
 
     def decode(self, ids: list[int]) -> str:
         """Text for people to read; never fed back into a model."""
@@ -148,7 +158,9 @@ class Renderer:
             return self._apply(turns, ask)
         except TemplateError as error:
             if turns[0]["role"] != "system" or len(turns) < 2:
-                raise DataError(f"the chat template refuses these turns: {error}; give another model.template") from None
+                raise DataError(
+                    f"the chat template refuses these turns: {error}; give another model.template"
+                ) from None
             # Templates without a system role (Gemma's, say): the system text opens the first question.
             joined = {"role": "user", "content": turns[0]["content"] + "\n\n" + turns[1]["content"]}
             return self._apply([joined, *turns[2:]], ask)

@@ -113,7 +113,11 @@ def keyed(examples: Iterable[Example]) -> list[Prompt]:
         raw = hashlib.blake2b(content + copy.to_bytes(8, "little"), digest_size=8).digest()
         prompts.append(
             Prompt(
-                int.from_bytes(raw, "little"), example.prompt_ids, example.answer_ids, example.ended, example.source
+                int.from_bytes(raw, "little"),
+                example.prompt_ids,
+                example.answer_ids,
+                example.ended,
+                example.source,
             )
         )
     return prompts
@@ -136,7 +140,7 @@ class Rows(Sequence[Row], Generic[Row]):
     """Arrow files of one kind, memory-mapped; an index reads one row, a slice a list of rows."""
 
     def __init__(self, paths: Sequence[Path], kind: type[Row]) -> None:
-        self._kind = kind
+        self._kind: Any = kind
         self._names = [field.name for field in fields(kind)]
         tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths]
         self._table: Any = pa.concat_tables(tables) if tables else SCHEMAS[kind].empty_table()

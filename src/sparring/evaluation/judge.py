@@ -58,7 +58,9 @@ def judge(
     facts |= {"accuracy": None, "margin": None}
     if opponent is not None and iteration is not None and player is not None:
         facts |= _tell_apart(session, prompts, real, opponent, who, iteration)
-    facts |= describe([a.ids for row in answers for a in row], [a.finish == "end" for row in answers for a in row])
+    facts |= describe(
+        [a.ids for row in answers for a in row], [a.finish == "end" for row in answers for a in row]
+    )
     shape = describe([p.real_ids for p in prompts], [p.real_ended for p in prompts])
     facts |= {f"real_{name}": value for name, value in shape.items()}
     if session.config.data.train == "laboratory":
@@ -123,7 +125,11 @@ def _likelihood(prompts: Sequence[Prompt], real: list[float], start: Phase, play
 
 
 def _kl(
-    session: Session, prompts: Sequence[Prompt], answers: list[list[Answer]], own: list[list[float]], start: Phase
+    session: Session,
+    prompts: Sequence[Prompt],
+    answers: list[list[Answer]],
+    own: list[list[float]],
+    start: Phase,
 ) -> float:
     """KL(player || theta_0) per answer in nats, as the mean of log p - log p_theta_0 over the player's samples."""
     model = session.ring.seat(session.player(start))
@@ -133,7 +139,12 @@ def _kl(
 
 
 def _tell_apart(
-    session: Session, prompts: Sequence[Prompt], real: list[float], opponent: Phase, player: Player, iteration: int
+    session: Session,
+    prompts: Sequence[Prompt],
+    real: list[float],
+    opponent: Phase,
+    player: Player,
+    iteration: int,
 ) -> Event:
     """Held-out accuracy and margin of real answers against the opponent's own held-out answers."""
     judged = read_judged(opponent.folder)

@@ -57,7 +57,9 @@ class LocalGenerator:
         input_ids, attention, position_ids = self._left_padded([prompts[i] for i in running])
         for position in range(max(limits)):
             logits_BV = self._step(input_ids, attention, position_ids, cache)
-            chosen_B = choose(logits_BV, uniforms(keys_B[running], position), self.config.temperature, self.config.top_p)
+            chosen_B = choose(
+                logits_BV, uniforms(keys_B[running], position), self.config.temperature, self.config.top_p
+            )
             keep: list[int] = []
             for row, (index, token) in enumerate(zip(running.tolist(), chosen_B.tolist(), strict=True)):
                 ids[index].append(token)

@@ -56,7 +56,11 @@ def played_rows(folder: Path) -> Rows[Played]:
 
 def _played(row: Prompt, answers: list[Answer]) -> Played:
     return Played(
-        row.key, row.prompt_ids, row.real_ids, [answer.ids for answer in answers], [answer.finish for answer in answers]
+        row.key,
+        row.prompt_ids,
+        row.real_ids,
+        [answer.ids for answer in answers],
+        [answer.finish for answer in answers],
     )
 
 

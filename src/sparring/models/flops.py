@@ -31,7 +31,9 @@ class Flops:
                 else:
                     frozen += module.weight.numel()
         text = model.config.get_text_config()
-        width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+        width = text.num_attention_heads * (
+            getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        )
         return Flops(frozen, trained, head.weight.numel(), text.num_hidden_layers * width)
 
     def forward(self, lengths: Sequence[int], scored: int) -> int:
@@ -51,4 +53,8 @@ class Flops:
         """Prefill and one pass per sampled token with a cache."""
         tokens = sum(prompts) + sum(answers)
         pairs = sum(p * p + a * p + a * a // 2 for p, a in zip(prompts, answers, strict=True))
-        return 2 * (self.frozen + self.trained) * tokens + 2 * self.head * sum(answers) + 4 * self.attention * pairs
+        return (
+            2 * (self.frozen + self.trained) * tokens
+            + 2 * self.head * sum(answers)
+            + 4 * self.attention * pairs
+        )

@@ -43,11 +43,11 @@ def logprob_plot(run: Run) -> Plot | None:
 
 def loss_plot(run: Run) -> Plot | None:
     """SPIN loss and margin, each in its own panel."""
-    phases = _played(run, "loss")
+    phases = _played(run, "spin_loss")
     if not phases:
         return None
     made, (loss, margin) = figure(2, 4.4, sharex=True)
-    _series(run, loss, phases, "loss", INK, "-")
+    _series(run, loss, phases, "spin_loss", INK, "-")
     last = _series(run, margin, phases, "margin", GREEN, "-")
     shape = str(run.setting("selfplay", "loss") or "logistic")
     start = LOSS_AT_ZERO.get(shape)
@@ -60,17 +60,11 @@ def loss_plot(run: Run) -> Plot | None:
     end_labels(loss, [(start, f"ℓ(0) = {start:.3g}", MUTED)] if start is not None else [])
     end_labels(margin, [(last, "margin", GREEN)] if last is not None else [])
     title = "SPIN loss and margin"
-    said = "; ".join(_first_last(run, phase, ("loss", "margin")) for phase in phases)
+    said = "; ".join(_first_last(run, phase, ("spin_loss", "margin")) for phase in phases)
     caption = (
         "Losses of different iterations are not comparable, and none is comparable with NLL: each is "
-        "measured against its own opponent, and starts where the player equals it, at margin 0 and loss ℓ(0)"
-        + (
-            " (plus the anchor's NLL term where the loss includes it)"
-            if run.setting("selfplay", "anchor")
-            else ""
-        )
-        + ". A falling loss is no evidence of a better player."
-        + _binned(run, phases)
+        "measured against its own opponent, and starts where the player equals it, at margin 0 and loss ℓ(0). "
+        "Shown without the anchor. A falling loss is no evidence of a better player." + _binned(run, phases)
     )
     return Plot("loss", title, to_svg(made, "loss", title, said), caption)
 

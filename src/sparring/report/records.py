@@ -98,7 +98,7 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise RunError(f"run folder {folder} does not exist; give the folder that holds run.lock.yaml")
     lock = _lock(folder / "run.lock.yaml")
-    best = _best(folder / "best.json")
+    best = _best(folder / "best" / "best.json")
     steps: dict[str, dict[Any, Row]] = {}
     checks: dict[str, dict[Any, Row]] = {}
     phases: dict[str, Row] = {}
