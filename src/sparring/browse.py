@@ -41,9 +41,7 @@ def find_run(which: str, folder: Path) -> Path:
     locks = _locks(folder)
     if which == "last":
         if not locks:
-            raise RunError(
-                f"there is no run in {folder}; `sparring run` makes one, --runs names another folder"
-            )
+            raise RunError(f"there is no run in {folder}; `sparring run` makes one, --runs names another folder")
         return locks[-1].parent
     for place in (Path(which), folder / which):
         if (place / "run.lock.yaml").exists():

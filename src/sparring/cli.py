@@ -29,9 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-lab = typer.Typer(
-    help="The laboratory: a world whose data distribution is known exactly.", no_args_is_help=True
-)
+lab = typer.Typer(help="The laboratory: a world whose data distribution is known exactly.", no_args_is_help=True)
 app.add_typer(lab, name="lab")
 
 ConfigArgument = Annotated[
@@ -180,8 +178,7 @@ def _table(header: list[str], rows: list[list[str]]) -> None:
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     for line in lines:
         cells = [
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
 
@@ -240,7 +237,7 @@ def _disk(error: BaseException) -> str | None:
         return f"no permission to write or read{where}; give another place with runs=..., or change its permissions"
     if "PytorchStreamWriter" in text or "unexpected pos" in text:
         free = shutil.disk_usage(Path.cwd()).free
-        return f"a checkpoint could not be written ({free // 2**20} MiB free here); make room, then run the same command"
+        return f"a checkpoint could not be written ({free // 2**20} MiB free here); make room, then try again"
     return None
 
 

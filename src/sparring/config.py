@@ -37,9 +37,7 @@ class ModelConfig(Section):
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     dtype: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, else fp32")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    template: str = Field(
-        "auto", description="auto (the tokenizer's own, else plain), plain, chatml, or a .jinja file"
-    )
+    template: str = Field("auto", description="auto (the tokenizer's own, else plain), plain, chatml, or a .jinja file")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
 
@@ -51,9 +49,7 @@ class DataConfig(Section):
     subset: str | None = Field(None, description="configuration name of a hub data set")
     split: str = Field("train", description="split and slice: train[:1%], [:2000], train[10%:20%]")
     eval_split: str | None = Field(None, description="split and slice of the held-out data")
-    eval_size: float = Field(
-        0.1, gt=0, description="held out of train: a share below 1, else a count of prompts"
-    )
+    eval_size: float = Field(0.1, gt=0, description="held out of train: a share below 1, else a count of prompts")
     eval_limit: PositiveInt = Field(200, description="at most this many held-out prompts are used")
     format: Literal[
         "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "text", "spin"
@@ -64,15 +60,9 @@ class DataConfig(Section):
         "auto", description="chat: with the template; text: answer right after prompt; auto: by format"
     )
     system: str | None = Field(None, description="a system message for rows that have none")
-    separator: str = Field(
-        "auto", description="what ends a document in plain text; auto: <|endoftext|> or blank line"
-    )
-    opening: float = Field(
-        0.25, gt=0, description="plain text: words given as the prompt, or a share below 1"
-    )
-    max_length: PositiveInt | None = Field(
-        None, description="prompt + answer in tokens; default: the model's context"
-    )
+    separator: str = Field("auto", description="what ends a document in plain text; auto: <|endoftext|> or blank line")
+    opening: float = Field(0.25, gt=0, description="plain text: words given as the prompt, or a share below 1")
+    max_length: PositiveInt | None = Field(None, description="prompt + answer in tokens; default: the model's context")
     too_long: Literal["drop", "truncate", "error"] = Field(
         "drop", description="truncate cuts the answer and leaves its end token out"
     )
@@ -125,15 +115,11 @@ class SelfPlayConfig(Section):
     hold: Literal["continue", "merge", "stack"] = Field(
         "continue", description="how theta_t is held: one adapter trained on, merged, or stacked frozen"
     )
-    stop_nll_rise: PositiveFloat | None = Field(
-        0.02, description="stop an iteration when held-out NLL rose by this"
-    )
+    stop_nll_rise: PositiveFloat | None = Field(0.02, description="stop an iteration when held-out NLL rose by this")
     stop_real_drop: PositiveFloat | None = Field(
         0.05, description="stop an iteration when the real log-prob per token fell by this"
     )
-    checks_per_iteration: Annotated[int, Field(ge=0)] = Field(
-        4, description="held-out checks for stop_nll_rise"
-    )
+    checks_per_iteration: Annotated[int, Field(ge=0)] = Field(4, description="held-out checks for stop_nll_rise")
 
 
 class GenerationConfig(Section):
@@ -280,9 +266,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _explain(error: Any) -> str:
     """One clause for one pydantic error: key, what was found, what is allowed."""
     location = [
-        str(part)
-        for part in error["loc"]
-        if not re.match(r"(list|constrained|function|float|int)\b", str(part))
+        str(part) for part in error["loc"] if not re.match(r"(list|constrained|function|float|int)\b", str(part))
     ]
     key = ".".join(location)
     if error["type"] == "extra_forbidden":

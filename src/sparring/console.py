@@ -160,9 +160,7 @@ def _words(event: Event) -> str:
         parts.append(f"{gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}] against SFT")
     if event["accuracy"] is not None:
         parts.append(f"accuracy {event['accuracy']:.2f}")
-    parts.append(
-        f"{event['length']:.0f} tokens, {event['end_rate']:.0%} ended (real: {event['real_length']:.0f})"
-    )
+    parts.append(f"{event['length']:.0f} tokens, {event['end_rate']:.0%} ended (real: {event['real_length']:.0f})")
     if event.get("exact"):
         parts.append(f"exact KL {event['exact']['kl']:.3f}, valid {event['exact']['valid_mass']:.2f}")
     return " · ".join(parts)

@@ -43,9 +43,7 @@ def run_folder(config: Config) -> Path:
     """Where a run lives: runs/name."""
     name = config.name or "run"
     if name in (".", "..") or "/" in name or "\\" in name:
-        raise InputError(
-            f'name "{name}" is not a folder name; give one without slashes, and the place as runs=...'
-        )
+        raise InputError(f'name "{name}" is not a folder name; give one without slashes, and the place as runs=...')
     return Path(config.runs) / name
 
 
@@ -75,9 +73,7 @@ def open_session(config: Config, run: Run, command: str = "") -> Session:
         "base fingerprint": base["fingerprint"],
         "data fingerprint": loaded.fingerprint,
     }
-    run.claim(
-        config.model_dump(mode="json"), {"command": command, **_facts(config, base, data, threads)}, same
-    )
+    run.claim(config.model_dump(mode="json"), {"command": command, **_facts(config, base, data, threads)}, same)
     return Session(config, run, renderer, base_folder, loaded)
 
 

@@ -186,9 +186,7 @@ class Run:
         stamp.unlink()
         files = sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())
         files = [file for file in files if file != MARKER and not file.endswith(".tmp")]
-        write_atomic(
-            partial / MARKER, json.dumps({"fingerprint": fingerprint, "facts": facts, "files": files})
-        )
+        write_atomic(partial / MARKER, json.dumps({"fingerprint": fingerprint, "facts": facts, "files": files}))
         os.rename(partial, folder)
         self._current = None
         phase = Phase(name, folder, fingerprint)

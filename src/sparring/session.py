@@ -33,9 +33,7 @@ class Session:
         base = load_base(self.base_folder, self.config.model, self.renderer)
         return Ring(base, self.config.method, self.config.model.base)
 
-    def once(
-        self, name: str, make: Callable[..., Event | None], *inputs: Phase | None, **settings: Any
-    ) -> Phase:
+    def once(self, name: str, make: Callable[..., Event | None], *inputs: Phase | None, **settings: Any) -> Phase:
         """`Run.once` with this session as the first argument of `make`."""
         return self.run.once(name, partial(make, self), *inputs, **settings)
 

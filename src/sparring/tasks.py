@@ -62,9 +62,7 @@ class SFTTask:
 class PairTask:
     """l(margin) plus the anchor, for pairs whose opponent log-probs are known: one model in memory."""
 
-    def __init__(
-        self, base: Base, pairs: Rows[Pair], config: SelfPlayConfig, iteration: int, tokens: int
-    ) -> None:
+    def __init__(self, base: Base, pairs: Rows[Pair], config: SelfPlayConfig, iteration: int, tokens: int) -> None:
         self.base, self.pairs, self.config, self.tokens = base, pairs, config, tokens
         self.beta, self.anchor = at(config.beta, iteration), at(config.anchor, iteration)
 

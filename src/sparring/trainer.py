@@ -97,9 +97,7 @@ def fit(
     stopped = next((event["reason"] for event in run.events() if event["event"] == "stop"), None)
     if stopped is None and done < len(steps):
         arguments = _arguments(folder, len(steps), lr, optimiser, seed, track, ring)
-        rate = partial(
-            rate_factor, steps=len(steps), warmup=math.ceil(warmup * len(steps)), schedule=schedule
-        )
+        rate = partial(rate_factor, steps=len(steps), warmup=math.ceil(warmup * len(steps)), schedule=schedule)
         if optimiser.gradient_checkpointing:
             ring.base.model.gradient_checkpointing_enable({"use_reentrant": False})
         trainer = Trainer(run, ring, task, steps, watch, rate, arguments)
@@ -183,9 +181,7 @@ class Trainer(transformers.Trainer):
             for name, (value, count) in metrics.items():
                 sums[name][0] += value
                 sums[name][1] += count
-        self._means = {
-            name: value / count for name, (value, count) in sums.items() if count and name != "tokens"
-        }
+        self._means = {name: value / count for name, (value, count) in sums.items() if count and name != "tokens"}
         self._means["tokens"] = sums["tokens"][0]
         self.task.inspect(step, self._means)
         return total

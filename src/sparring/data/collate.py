@@ -77,10 +77,7 @@ def micro_batches(
         prompt = min(len(row[0]) for row in rows)
         new_prompt = min(shortest_prompt, prompt) if count else prompt
         new_longest = max(longest, sizes[item])
-        fits = (
-            new_count * new_longest <= tokens
-            and new_count * (new_longest - new_prompt) * vocabulary <= logits
-        )
+        fits = new_count * new_longest <= tokens and new_count * (new_longest - new_prompt) * vocabulary <= logits
         if batches and fits:
             batches[-1].append(indices[item])
             count, longest, shortest_prompt = new_count, new_longest, new_prompt

@@ -161,8 +161,7 @@ def marked_turns(text: str) -> list[Message]:
             continue
         pieces = marker.split(text)[1:]
         turns = [
-            Message(ROLES[role.lower()], body.strip())
-            for role, body in zip(pieces[::2], pieces[1::2], strict=True)
+            Message(ROLES[role.lower()], body.strip()) for role, body in zip(pieces[::2], pieces[1::2], strict=True)
         ]
         if marker is _LINE_MARKER and all(turn.role == "user" for turn in turns):
             continue
@@ -295,9 +294,7 @@ def choose_format(found: set[str], config: DataConfig, where: str) -> Format:
     ours_found = set(renamed(dict.fromkeys(found), config.columns))
     known = [entry for entry in FORMATS.values() if config.format in ("auto", entry.name)]
     fit = [
-        entry
-        for entry in known
-        if ours_found.issuperset(entry.required) and entry.columns.issuperset(config.columns)
+        entry for entry in known if ours_found.issuperset(entry.required) and entry.columns.issuperset(config.columns)
     ]
     used = {entry: entry.columns & ours_found for entry in fit}
     best = [entry for entry in fit if not any(used[entry] < used[other] for other in fit)]

@@ -78,15 +78,9 @@ def choose_template(name: str, tokenizer: Any) -> tuple[str, str]:
     """(template text, where it came from) for `model.template`; ModelError if it cannot be had."""
     if name == "auto":
         own = tokenizer.chat_template
-        return (
-            (own, "the tokenizer's own")
-            if isinstance(own, str)
-            else (PLAIN, "plain (the tokenizer has none)")
-        )
+        return (own, "the tokenizer's own") if isinstance(own, str) else (PLAIN, "plain (the tokenizer has none)")
     if name == "chatml" and tokenizer.convert_tokens_to_ids("<|im_end|>") in (None, tokenizer.unk_token_id):
-        raise ModelError(
-            "template chatml needs the token <|im_end|>, which this tokenizer lacks; use plain or auto"
-        )
+        raise ModelError("template chatml needs the token <|im_end|>, which this tokenizer lacks; use plain or auto")
     if name in TEMPLATES:
         return TEMPLATES[name], name
     file = Path(name)
@@ -104,13 +98,12 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, template: str) -> None:
         if tokenizer.eos_token_id is None:
-            raise ModelError(
-                "the tokenizer has no end-of-text token (eos_token), so no answer could end; set one"
-            )
+            raise ModelError("the tokenizer has no end-of-text token (eos_token), so no answer could end; set one")
         self.tokenizer = tokenizer
         self.template = template
-        first = tokenizer("a").input_ids[:1]
-        self.adds_bos = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+        ids = tokenizer("a").input_ids
+        self.adds_bos = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+        self.adds_eos = ids[-1:] == [tokenizer.eos_token_id]
         self.turn_end: int = self._find_turn_end()
         self.end_ids: tuple[int, ...] = tuple(sorted({self.turn_end, tokenizer.eos_token_id}))
 
@@ -125,9 +118,7 @@ class Renderer:
 
     def prompt(self, messages: tuple[Message, ...], chat: bool) -> list[int]:
         """Token ids [P] that ask for an answer to `messages`."""
-        return self._encode(
-            self._text(messages, ask=True) if chat else messages[-1].content, special=not chat
-        )
+        return self._encode(self._text(messages, ask=True) if chat else messages[-1].content, special=not chat)
 
     def decode(self, ids: list[int]) -> str:
         """Text for people to read; never fed back into a model."""
@@ -145,25 +136,26 @@ class Renderer:
                     "its question, so prompt and answer cannot be told apart; give another model.template"
                 )
             prompt_ids, answer_ids = self._split(before, full[len(before) :], special=False)
-            answer_ids = self._close(answer_ids)
+            answer_ids = self._close(answer_ids, self.turn_end)
         else:
             question, answer = messages[-2].content, messages[-1].content
             prompt_ids, answer_ids = self._split(question, answer, special=True)
-            answer_ids = [*answer_ids, self.tokenizer.eos_token_id]
+            answer_ids = self._close(answer_ids, self.tokenizer.eos_token_id)
         return Example(prompt_ids, answer_ids, True, conversation.source)
 
     def _text(self, messages: tuple[Message, ...], ask: bool) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            return self._apply(turns, ask)
-        except TemplateError as error:
-            if turns[0]["role"] != "system" or len(turns) < 2:
-                raise DataError(
-                    f"the chat template refuses these turns: {error}; give another model.template"
-                ) from None
+        tries = [turns]
+        if turns[0]["role"] == "system" and len(turns) > 1 and turns[1]["role"] == "user":
             # Templates without a system role (Gemma's, say): the system text opens the first question.
             joined = {"role": "user", "content": turns[0]["content"] + "\n\n" + turns[1]["content"]}
-            return self._apply([joined, *turns[2:]], ask)
+            tries.append([joined, *turns[2:]])
+        for attempt in tries:
+            try:
+                return self._apply(attempt, ask)
+            except TemplateError as error:
+                reason = str(error)
+        raise DataError(f"the chat template refuses these turns: {reason}; give another model.template")
 
     def _apply(self, turns: list[dict[str, str]], ask: bool) -> str:
         return str(
@@ -179,7 +171,7 @@ class Renderer:
     def _encode(self, text: str, special: bool) -> list[int]:
         """Ids of a text; `special` asks for the tokenizer's own beginning-of-text token, never an end."""
         ids = list(self.tokenizer(text, add_special_tokens=special).input_ids)
-        return ids[:-1] if special and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
+        return ids[:-1] if special and self.adds_eos else ids
 
     def _split(self, prompt: str, answer: str, special: bool) -> tuple[list[int], list[int]]:
         """Ids of prompt and answer, where the prompt's are those that generation will see."""
@@ -193,23 +185,24 @@ class Renderer:
         alone = marked[len(mark) :] if marked[: len(mark)] == mark else self._encode(answer, False)
         return prompt_ids, alone
 
-    def _close(self, ids: list[int]) -> list[int]:
-        """The answer up to and including its end token; what a template writes after it is dropped."""
-        for index in range(len(ids) - 1, -1, -1):
-            if ids[index] == self.turn_end:
-                return ids[: index + 1]
-        return [*ids, self.turn_end]
+    def _close(self, ids: list[int], end: int) -> list[int]:
+        """The answer up to its first end token, and `end`: nothing after it could ever be said by a player.
+
+        That drops what a template writes behind an answer, and end tokens that came with the data.
+        """
+        stop = next((index for index, token in enumerate(ids) if token in self.end_ids), len(ids))
+        return [*ids[:stop], end]
 
     def _find_turn_end(self) -> int:
         """The special token that the template puts after an assistant's answer, else eos."""
         eos = int(self.tokenizer.eos_token_id)
-        turns = (Message("user", "a"), Message("assistant", "b"))
+        turns = (Message("user", "question"), Message("assistant", "sparring"))
         try:
             before, full = self._text(turns[:1], ask=True), self._text(turns, ask=False)
         except DataError:
             return eos
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
-        tail = full[len(before) :].rpartition("b")[2]
+        tail = full[len(before) :].rpartition("sparring")[2]
         return next((token for token in self._encode(tail, False) if token in special), eos)
 
 

@@ -18,9 +18,7 @@ def choose(session: Session, folder: Path, *judged: Phase) -> Event:
     metric = session.config.evaluation.select
     if metric == "exact_kl" and session.config.data.train != "laboratory":
         raise ConfigError('evaluation.select "exact_kl" is known only in the laboratory; use nll')
-    values = {
-        phase.name.removesuffix("-scores").removesuffix("/scores"): _value(phase, metric) for phase in judged
-    }
+    values = {phase.name.removesuffix("-scores").removesuffix("/scores"): _value(phase, metric) for phase in judged}
     best = min(values, key=lambda name: values[name])
     last = list(values)[-1]
     label = "θ_0 (SFT)" if best == "sft" else f"θ_{int(best) + 1}"

@@ -58,9 +58,7 @@ def judge(
     facts |= {"accuracy": None, "margin": None}
     if opponent is not None and iteration is not None and player is not None:
         facts |= _tell_apart(session, prompts, real, opponent, who, iteration)
-    facts |= describe(
-        [a.ids for row in answers for a in row], [a.finish == "end" for row in answers for a in row]
-    )
+    facts |= describe([a.ids for row in answers for a in row], [a.finish == "end" for row in answers for a in row])
     shape = describe([p.real_ids for p in prompts], [p.real_ended for p in prompts])
     facts |= {f"real_{name}": value for name, value in shape.items()}
     if session.config.data.train == "laboratory":
@@ -104,9 +102,7 @@ def _ask(
     return real, answers, _own(session, model, prompts, answers)
 
 
-def _own(
-    session: Session, model: Any, prompts: Sequence[Prompt], answers: list[list[Answer]]
-) -> list[list[float]]:
+def _own(session: Session, model: Any, prompts: Sequence[Prompt], answers: list[list[Answer]]) -> list[list[float]]:
     rows = [(p.prompt_ids, a.ids) for p, row in zip(prompts, answers, strict=True) for a in row]
     values = iter(score(model, session.ring.base, rows, session.config.optimiser.micro_batch_tokens))
     return [[next(values) for _ in row] for row in answers]

@@ -27,9 +27,7 @@ def per_token(logprobs: Sequence[float], tokens: Sequence[int], seed: int = 0) -
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def difference(
-    mine: Sequence[float], theirs: Sequence[float], tokens: Sequence[int]
-) -> dict[str, float] | None:
+def difference(mine: Sequence[float], theirs: Sequence[float], tokens: Sequence[int]) -> dict[str, float] | None:
     """Paired difference in NLL per token (mine - theirs; negative is better) with its 95 % interval."""
     gap = [a - b for a, b in zip(mine, theirs, strict=True)]
     interval = per_token(gap, tokens)

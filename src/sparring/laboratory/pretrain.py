@@ -168,9 +168,7 @@ def _may_write(out: Path, force: bool) -> None:
     if not force:
         raise ModelError(f"{out} exists; give another --out, or --force to replace it")
     if not (out / "config.json").is_file():
-        raise ModelError(
-            f"{out} is not a model's folder, which is all that --force replaces; give another --out"
-        )
+        raise ModelError(f"{out} is not a model's folder, which is all that --force replaces; give another --out")
 
 
 def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, card: str) -> None:

@@ -73,13 +73,9 @@ def find_base(config: ModelConfig) -> Path:
     if folder.is_dir():
         return _checked(folder)
     if folder.exists():
-        raise ModelError(
-            f"model.base {folder} is a file; give the folder that holds config.json and *.safetensors"
-        )
+        raise ModelError(f"model.base {folder} is a file; give the folder that holds config.json and *.safetensors")
     if config.base.startswith((".", "/", "~")) or config.base.count("/") > 1:
-        raise ModelError(
-            f"model.base {config.base} does not exist; give a local folder or a hub id such as owner/name"
-        )
+        raise ModelError(f"model.base {config.base} does not exist; give a local folder or a hub id such as owner/name")
     return _download(config)
 
 
@@ -93,9 +89,7 @@ def _checked(folder: Path) -> Path:
             f"model.base {folder} has no *.safetensors; pickled weights are not loaded, convert them to safetensors"
         )
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ModelError(
-            f"model.base {folder} has no tokenizer (tokenizer.json); copy the model's tokenizer beside it"
-        )
+        raise ModelError(f"model.base {folder} has no tokenizer (tokenizer.json); copy the model's tokenizer beside it")
     return folder
 
 
@@ -174,9 +168,7 @@ def load_base(folder: Path, config: ModelConfig, renderer: Renderer) -> Base:
         )
     except (ValueError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"model.base {folder} cannot be loaded as a causal language model ({reason})"
-        ) from error
+        raise ModelError(f"model.base {folder} cannot be loaded as a causal language model ({reason})") from error
     return wrap_base(model.to(device), renderer, fingerprint_folder(folder))
 
 
@@ -191,18 +183,14 @@ def wrap_base(model: Any, renderer: Renderer, fingerprint: str) -> Base:
     model.requires_grad_(False)
     model.eval()
     weight = model.get_input_embeddings().weight
-    return Base(
-        model, renderer, fingerprint, context_of(model.config), vocabulary, weight.device, weight.dtype
-    )
+    return Base(model, renderer, fingerprint, context_of(model.config), vocabulary, weight.device, weight.dtype)
 
 
 def fingerprint_folder(folder: Path) -> str:
     """sha256 over config.json, the tokenizer and every *.safetensors: the model's content, not its path."""
     total = hashlib.sha256()
     names = ["config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"]
-    files = [folder / name for name in names if (folder / name).exists()] + sorted(
-        folder.glob("*.safetensors")
-    )
+    files = [folder / name for name in names if (folder / name).exists()] + sorted(folder.glob("*.safetensors"))
     for file in files:
         total.update(file.name.encode())
         if file.name == "config.json":

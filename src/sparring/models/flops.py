@@ -53,8 +53,4 @@ class Flops:
         """Prefill and one pass per sampled token with a cache."""
         tokens = sum(prompts) + sum(answers)
         pairs = sum(p * p + a * p + a * a // 2 for p, a in zip(prompts, answers, strict=True))
-        return (
-            2 * (self.frozen + self.trained) * tokens
-            + 2 * self.head * sum(answers)
-            + 4 * self.attention * pairs
-        )
+        return 2 * (self.frozen + self.trained) * tokens + 2 * self.head * sum(answers) + 4 * self.attention * pairs

@@ -114,9 +114,7 @@ class Ring:
             return self.model
         torch.manual_seed(seed)
         self._add(TRAINED, self._fresh(dropout))
-        active = (
-            [] if opponent.hold == "merge" else [f"theta_{index}" for index in range(len(opponent.adapters))]
-        )
+        active = [] if opponent.hold == "merge" else [f"theta_{index}" for index in range(len(opponent.adapters))]
         self._activate([*active, TRAINED])
         self._require_grad(TRAINED, dropout)
         return self.model
@@ -132,13 +130,9 @@ class Ring:
         settings |= {"inference_mode": True, "base_model_name_or_path": self.base_name}
         with written(folder / "adapter_model.safetensors") as file:
             file.write(save(tensors, metadata={"format": "pt"}))
-        write_atomic(
-            folder / "adapter_config.json", json.dumps(_plain(settings), indent=2, sort_keys=True) + "\n"
-        )
+        write_atomic(folder / "adapter_config.json", json.dumps(_plain(settings), indent=2, sort_keys=True) + "\n")
         kept = () if opponent.hold == "continue" else opponent.adapters
-        prints = [read_json(step / "player.json")["adapter"] for step in kept] + [
-            fingerprint_tensors(tensors)
-        ]
+        prints = [read_json(step / "player.json")["adapter"] for step in kept] + [fingerprint_tensors(tensors)]
         home = run_folder / name
         chain = [_relative(step, home) for step in kept] + ["."]
         about = {
@@ -202,9 +196,7 @@ class Ring:
             raise ModelError(f"the adapter {folder} was trained on another base; give the base it belongs to")
         self._add(name, PeftConfig.from_pretrained(str(folder)))
         with _peft_warnings():
-            set_peft_model_state_dict(
-                self._wrapped, load_file(folder / "adapter_model.safetensors"), adapter_name=name
-            )
+            set_peft_model_state_dict(self._wrapped, load_file(folder / "adapter_model.safetensors"), adapter_name=name)
         return fingerprint_tensors(self._tensors(name))
 
     def _merge(self, folder: Path) -> str:

@@ -5,6 +5,7 @@ Shapes: B rows, A positions from the first answer token on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring.data.collate import Row, collate, micro_batches
+from sparring.data.collate import Batch, Row, collate, micro_batches
 from sparring.models.base import Base
-from sparring.models.head import token_logprobs
+from sparring.models.head import entropies, token_logprobs
 
 # At most this many fp32 logits at once (0.5 GiB), whatever the token budget says.
 LOGITS = 2**27
@@ -31,21 +32,25 @@ class Scores:
 def answer_logprobs(model: Any, base: Base, rows: Sequence[Row]) -> Scores:
     """log p(answer | prompt) of every row, summed over the answer's tokens and over nothing else."""
     batch = collate(rows, base.pad_id, base.device)
-    logits_BAV = model(
+    logits_BAV = _logits(model, batch, base)
+    logprob_BA = token_logprobs(logits_BAV, batch.targets_BA)
+    kept_BA = logprob_BA.masked_fill(~batch.answer_BA, 0.0)
+    return Scores(kept_BA.sum(dim=-1), batch.answer_BA.sum(dim=-1))
+
+
+def _logits(model: Any, batch: Batch, base: Base) -> Tensor:
+    """Logits [B, A, V] that predict the batch's `targets_BA`."""
+    logits: Tensor = model(
         input_ids=batch.input_ids_BL,
         attention_mask=batch.attention_BL,
         position_ids=batch.position_ids_BL,
         logits_to_keep=torch.arange(batch.first, batch.input_ids_BL.shape[1] - 1, device=base.device),
         use_cache=False,
     ).logits
-    logprob_BA = token_logprobs(logits_BAV, batch.targets_BA)
-    kept_BA = logprob_BA.masked_fill(~batch.answer_BA, 0.0)
-    return Scores(kept_BA.sum(dim=-1), batch.answer_BA.sum(dim=-1))
+    return logits
 
 
-def split_rows(
-    indices: Sequence[int], rows_of: Sequence[Sequence[Row]], base: Base, tokens: int
-) -> list[list[int]]:
+def split_rows(indices: Sequence[int], rows_of: Sequence[Sequence[Row]], base: Base, tokens: int) -> list[list[int]]:
     """Micro-batches of items within the token budget and the logits budget."""
     return micro_batches(indices, rows_of, tokens, LOGITS, base.vocabulary)
 
@@ -60,6 +65,25 @@ def score(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> list[floa
             for index, value in zip(indices, values, strict=True):
                 result[index] = value
     return result
+
+
+@torch.no_grad()
+def sampling_score(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> float:
+    """How far answers are from being samples of the seated player: a z-score, near N(0, 1) if they are.
+
+    A sampled token's log-prob has mean -H and a variance that are known from the distribution it was
+    drawn from, so sum(log p + H) / sqrt(sum Var) is a martingale in units of its standard deviation.
+    Greedy answers, another temperature, another template or another player's answers show as |z| >> 1.
+    """
+    gap = variance = 0.0
+    for indices in split_rows(range(len(rows)), [[row] for row in rows], base, tokens):
+        batch = collate([rows[i] for i in indices], base.pad_id, base.device)
+        logits_BAV = _logits(model, batch, base)
+        entropy_BA, variance_BA = entropies(logits_BAV)
+        surprise_BA = token_logprobs(logits_BAV, batch.targets_BA) + entropy_BA
+        gap += surprise_BA[batch.answer_BA].double().sum().item()
+        variance += variance_BA[batch.answer_BA].double().sum().item()
+    return gap / math.sqrt(variance) if variance > 0 else 0.0
 
 
 def _chunks(items: range, size: int) -> Iterator[range]:

@@ -55,14 +55,10 @@ def _unfinished(run: Run) -> str:
     if run.phases:
         parts.append(f", last finished phase “{phase_label(list(run.phases)[-1])}”")
     parts.append(". No best player has been chosen.")
-    ranked = [
-        (value, player) for player in judged if (value := number(run.scores[player], "nll")) is not None
-    ]
+    ranked = [(value, player) for player in judged if (value := number(run.scores[player], "nll")) is not None]
     if ranked:
         player = min(ranked)[1]
-        parts.append(
-            f" So far the lowest NLL of self-play is {run.label(player)}'s. {_against_start(run, player)}"
-        )
+        parts.append(f" So far the lowest NLL of self-play is {run.label(player)}'s. {_against_start(run, player)}")
     return "".join(parts)
 
 
@@ -153,9 +149,7 @@ def _worse(run: Run) -> list[str]:
             by = fixed(nll - start, sign=True)
         else:
             continue
-        found.append(
-            f"{run.label(player)}: held-out NLL is worse than {run.label(run.start)} by {by} per token"
-        )
+        found.append(f"{run.label(player)}: held-out NLL is worse than {run.label(run.start)} by {by} per token")
     return found
 
 
@@ -173,7 +167,6 @@ def _unlike_real(run: Run) -> list[str]:
         length, real = number(row, "length"), number(row, "real_length")
         if length is not None and real and not 1 / LENGTH_RATIO <= length / real <= LENGTH_RATIO:
             found.append(
-                f"{run.label(player)}: answers are {fixed(length, 1)} tokens long, "
-                f"the real ones {fixed(real, 1)}"
+                f"{run.label(player)}: answers are {fixed(length, 1)} tokens long, the real ones {fixed(real, 1)}"
             )
     return found

@@ -90,9 +90,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _data_fact(data: dict[str, Any]) -> str:
-    sizes = [
-        f"{data[key]} {word}" for key, word in (("train", "train"), ("eval", "held out")) if data.get(key)
-    ]
+    sizes = [f"{data[key]} {word}" for key, word in (("train", "train"), ("eval", "held out")) if data.get(key)]
     return text(" · ".join([str(data.get("description") or ""), *sizes]).strip(" ·"))
 
 
@@ -118,9 +116,7 @@ def _shown(run: Run, row: Answers) -> dict[str, Any]:
     for player, (said, finish) in row.said.items():
         opponent = run.opponent(player)
         note = f"learnt against {run.label(opponent)}" if opponent else "opponent of iteration 0"
-        cards.append(
-            {"title": run.label(player), "note": note, "text": _short(said), "cut": finish == "length"}
-        )
+        cards.append({"title": run.label(player), "note": note, "text": _short(said), "cut": finish == "length"})
     return {"prompt": _short(row.prompt), "cards": cards}
 
 

@@ -53,9 +53,7 @@ def answers_plot(run: Run) -> Plot | None:
         f"{percent(number(run.scores[player], 'end_rate'))} ended"
         for player in players
     )
-    caption = (
-        "Sampled on held-out prompts. A player that drifts from the real answers here is drifting in form."
-    )
+    caption = "Sampled on held-out prompts. A player that drifts from the real answers here is drifting in form."
     return Plot("answers", title, to_svg(made, "answers", title, said), caption)
 
 
@@ -94,9 +92,7 @@ def exact_plot(run: Run) -> Plot | None:
 
 
 def _player_ticks(run: Run, axis: Any, players: Sequence[str]) -> None:
-    axis.set_xticks(
-        range(len(players)), [brief(run.label(player), 12).replace(" (", "\n(") for player in players]
-    )
+    axis.set_xticks(range(len(players)), [brief(run.label(player), 12).replace(" (", "\n(") for player in players])
     axis.set_xlim(-0.4, len(players) - 0.6)
 
 
@@ -105,9 +101,7 @@ def _player_ticks(run: Run, axis: Any, players: Sequence[str]) -> None:
 
 def seconds_plot(run: Run) -> Plot | None:
     """Seconds of each phase, one bar each, coloured by what was done."""
-    timed = [
-        (phase, value) for phase, row in run.phases.items() if (value := number(row, "seconds")) is not None
-    ]
+    timed = [(phase, value) for phase, row in run.phases.items() if (value := number(row, "seconds")) is not None]
     if not timed:
         return None
     made, (axis,) = figure(1, 0.9 + 0.27 * len(timed))

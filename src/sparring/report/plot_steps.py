@@ -71,9 +71,7 @@ def loss_plot(run: Run) -> Plot | None:
 
 def _played(run: Run, key: str) -> list[str]:
     phases = [f"{t}/player" for t in run.iterations]
-    return [
-        phase for phase in phases if any(number(row, key) is not None for row in run.steps.get(phase, []))
-    ]
+    return [phase for phase in phases if any(number(row, key) is not None for row in run.steps.get(phase, []))]
 
 
 def _offsets(run: Run, phases: Sequence[str]) -> list[float]:
@@ -98,11 +96,7 @@ def _series(run: Run, axis: Any, phases: Sequence[str], key: str, colour: str, s
 
 
 def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
-    whole = [
-        (x, y)
-        for row in rows
-        if (x := number(row, "step")) is not None and (y := number(row, key)) is not None
-    ]
+    whole = [(x, y) for row in rows if (x := number(row, "step")) is not None and (y := number(row, key)) is not None]
     size = _bin(len(whole))
     bins = [whole[first : first + size] for first in range(0, len(whole), size)]
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in bins]

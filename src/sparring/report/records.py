@@ -233,9 +233,7 @@ def _best(file: Path) -> Row | None:
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(
-            f"{file} is not JSON; delete it and let the run choose its best player again"
-        ) from error
+        raise RunError(f"{file} is not JSON; delete it and let the run choose its best player again") from error
     return tree if isinstance(tree, dict) else None
 
 

@@ -109,9 +109,7 @@ def _nll(row: Row) -> Cell:
 
 def _difference(row: Row) -> Cell:
     found = difference(row)
-    return (
-        Cell(MISSING) if found is None else Cell(fixed(found[0], sign=True), interval(*found[1:], sign=True))
-    )
+    return Cell(MISSING) if found is None else Cell(fixed(found[0], sign=True), interval(*found[1:], sign=True))
 
 
 def _plain(key: str, write: Callable[[float | None], str]) -> Callable[[Row], Cell]:
@@ -183,10 +181,7 @@ def result_lines(run: Run) -> list[Line]:
     ]
     if lines:
         last = list(run.scores.values())[-1]
-        cells = (
-            column.cell({_source(column): last.get(column.real)}) if column.real else Cell("")
-            for column in shown
-        )
+        cells = (column.cell({_source(column): last.get(column.real)}) if column.real else Cell("") for column in shown)
         lines.append(Line(None, "real answers", tuple(cells)))
     return lines
 

@@ -1,0 +1,143 @@
+"""The score phase: log p_theta_t of every answer, once, after checking that the opponent really gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparring.config import at
+from sparring.data.pairs import Pair, Played, Rows, write_stream
+from sparring.errors import DataError, LawBroken
+from sparring.generation.play import played_rows
+from sparring.models.flops import Flops
+from sparring.models.players import Player
+from sparring.models.scoring import sampling_score, score
+from sparring.run import Event, Phase
+from sparring.session import Session
+
+CHECKED = 256  # prompts whose answers are tested for being samples
+LARGEST_Z = 6.0  # a z-score beyond this comes by chance once in 500 million runs
+
+
+def score_pairs(
+    session: Session,
+    folder: Path,
+    data: Phase,
+    opponent: Phase,
+    played: Phase,
+    before: Phase | None,
+    *,
+    iteration: int,
+) -> Event:
+    """log p_theta_t of every real and synthetic answer, under the current opponent, once.
+
+    before  the previous iteration's play: a share `selfplay.previous` of it is trained on too, with its
+            log-probs under the opponent of now. Pairs whose answers are identical teach nothing (law 2):
+            they are dropped and counted.
+    Raises LawBroken unless the answers are those that this opponent gave to these prompts.
+    """
+    player = session.player(opponent)
+    fresh = played_rows(played.folder)
+    _check_played(session, data, played, fresh, player)
+    model = session.ring.seat(player)
+    z = _check_samples(session, model, fresh)
+    share = at(session.config.selfplay.previous, iteration)
+    sources = [(fresh, iteration, 1.0)]
+    if before is not None and share > 0:
+        sources.append((played_rows(before.folder), iteration - 1, share))
+    counts = {"identical": 0, "pairs": 0, "previous_pairs": 0, "tokens": 0, "flops": 0}
+    write_stream(folder / "pairs.arrow", _scored(session, model, sources, iteration, counts), Pair)
+    if counts["pairs"] == 0:
+        raise DataError(
+            "the opponent gave exactly the real answer to every prompt, so there is nothing left to tell apart; "
+            "fewer iterations will do"
+        )
+    return {**counts, "sampling_z": z, "opponent": player.fingerprint, "seated": session.ring.seated}
+
+
+def _check_played(session: Session, data: Phase, played: Phase, fresh: Rows[Played], player: Player) -> None:
+    """Law 11, and: the prompts are the training prompts, and an end token stands only where one was emitted."""
+    if played.facts["opponent"] != player.fingerprint:
+        raise LawBroken(
+            f"law 11: these answers were played by {played.facts['opponent']}, but the opponent is "
+            f"{player.fingerprint}; remove {played.folder} to play again"
+        )
+    ends = set(session.renderer.end_ids)
+    for rows, asked in zip(fresh.batches(256), session.prompts(data, "train").batches(256), strict=True):
+        for row, prompt in zip(rows, asked, strict=True):
+            if row.prompt_ids != prompt.prompt_ids:
+                raise LawBroken(
+                    f"the opponent was asked another prompt than the one trained on ({prompt.source}): another "
+                    f"template or tokenizer; remove {played.folder} to play again"
+                )
+            for ids, finish in zip(row.synthetic_ids, row.finish, strict=True):
+                if [token in ends for token in ids] != [False] * (len(ids) - 1) + [finish == "end"]:
+                    raise LawBroken(
+                        f"an answer to {prompt.source} is marked {finish!r} but its end tokens say otherwise; an end "
+                        f"token counts once, if it was emitted; remove {played.folder} to play again"
+                    )
+
+
+def _check_samples(session: Session, model: Any, fresh: Rows[Played]) -> float | None:
+    """The z-score of law 5's condition y' ~ p_theta_t on some answers; None when sampling was not plain."""
+    generation = session.config.generation
+    if generation.temperature != 1 or generation.top_p != 1:
+        session.run.warn(
+            f"temperature {generation.temperature:g} and top_p {generation.top_p:g}: the opponent's answers are not "
+            "samples of p_θt, so SPIN's fixed point is another"
+        )
+        return None
+    rows = [(row.prompt_ids, ids) for row in fresh[:CHECKED] for ids in row.synthetic_ids]
+    z = sampling_score(model, session.ring.base, rows, session.config.optimiser.micro_batch_tokens)
+    if abs(z) > LARGEST_Z:
+        raise LawBroken(
+            f"law 5: the opponent's answers are not samples of p_θt: their log-probs are {z:+.1f} standard deviations "
+            f"from its entropy (allowed: {LARGEST_Z:g}); greedy decoding, another temperature or other weights"
+        )
+    return z
+
+
+def _scored(
+    session: Session, model: Any, sources: list[tuple[Rows[Played], int, float]], iteration: int, counts: dict[str, int]
+) -> Iterator[list[Pair]]:
+    """Batches of scored pairs; adds to `counts` as it goes."""
+    flops = Flops.of(model)
+    done, total = 0, sum(round(len(rows) * part) for rows, _, part in sources)
+    for rows, played_at, part in sources:
+        wanted = _share(len(rows), part, session.seed("previous", iteration))
+        for start in range(0, len(wanted), 256):
+            chosen: list[Played] = [rows[i] for i in wanted[start : start + 256]]
+            kept = [row for row in chosen if any(ids != row.real_ids for ids in row.synthetic_ids)]
+            counts["identical"] += len(chosen) - len(kept)
+            counts["pairs" if played_at == iteration else "previous_pairs"] += len(kept)
+            yield _score(session, model, kept, played_at, counts, flops)
+            done += len(chosen)
+            session.run.tell({"event": "progress", "done": done, "total": total})
+
+
+def _score(
+    session: Session, model: Any, kept: list[Played], played_at: int, counts: dict[str, int], flops: Flops
+) -> list[Pair]:
+    rows = [(row.prompt_ids, ids) for row in kept for ids in (row.real_ids, *row.synthetic_ids)]
+    values = iter(score(model, session.ring.base, rows, session.config.optimiser.micro_batch_tokens))
+    counts["tokens"] += sum(len(prompt) + len(answer) for prompt, answer in rows)
+    lengths = [len(prompt) + len(answer) for prompt, answer in rows]
+    counts["flops"] += flops.forward(lengths, sum(len(answer) for _, answer in rows))
+    return [
+        Pair(
+            row.key, row.prompt_ids, row.real_ids, row.synthetic_ids,
+            next(values), [next(values) for _ in row.synthetic_ids], played_at,
+        )
+        for row in kept
+    ]  # fmt: skip
+
+
+def _share(count: int, share: float, seed: int) -> list[int]:
+    """A share of `count` row numbers, in order, chosen by seed."""
+    if share == 1:
+        return list(range(count))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    return sorted(order[: round(count * share)])

@@ -1,0 +1,243 @@
+"""Kill the real command line at any file event, many times a minute.
+
+Run as a process of its own, this file imports all that a run needs once, and then forks a child per
+command it reads: a child starts in milliseconds instead of seconds, and is killed without regret. The
+child calls `sparring.cli.main()` with sys.argv set. An audit hook sees every file that is opened for
+writing, every folder made, every rename and every removal inside the run folder, just before it happens;
+`os.fsync` and `torch.save`, which audit nothing, are wrapped. So the disk is left as it is between any two
+events, and, where a write is torn, in the middle of one.
+
+Events are named `<n> <kind> <path>`: the n-th event of that kind on that path in this attempt. The numbers
+make steps of one file differ; a chain of kills forgets them (`chain`), so that each place is killed at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+# Which arguments of an audit event are paths, each with the number of the argument that is its dir_fd.
+PATHS = {
+    "os.mkdir": [(0, 2)],
+    "os.rename": [(1, 3)],
+    "os.remove": [(0, 1)],
+    "os.rmdir": [(0, 1)],
+    "os.truncate": [(0, None)],
+    "shutil.rmtree": [(0, None)],
+}
+FAULTS = {"full": errno.ENOSPC, "readonly": errno.EROFS}
+SENTINEL = b'{"event": "torn'
+
+
+def preload() -> None:
+    """Import what a run imports, and compute nothing: a fork after a parallel region would hang."""
+    import accelerate  # noqa: F401
+    import datasets  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+    import peft  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import torch  # noqa: F401
+    from torch.utils.data import DataLoader  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Trainer  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401
+
+    import sparring.cli
+    import sparring.console
+    import sparring.job
+    import sparring.report.page  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # a child's collections need not look at what was imported
+
+
+# ---------------------------------------------------------------- the child
+
+
+class Watcher:
+    """Sees a child's file events inside one folder, and acts at the first that it was told to.
+
+    job     root: the folder; at: when to act (chain: a place not in `history` yet; number: the n-th event
+            of the attempt; none); act: kill, torn (write half, then kill), full or readonly
+            (the event fails), list
+    """
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.root = os.path.realpath(job["root"])
+        self.job = job
+        self.seen: Counter[str] = Counter()
+        self.total = 0
+        self.history = Path(job["history"])
+        self.places = set(self.history.read_text().splitlines()) if self.history.exists() else set()
+        self.busy = False
+
+    def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """The audit hook."""
+        if self.busy or (event not in PATHS and event != "open"):
+            return
+        self.busy = True  # what is done here raises audit events too
+        try:
+            for path in self.paths(event, arguments):
+                self.meet(event.removeprefix("os.").removeprefix("shutil."), path)
+        finally:
+            self.busy = False
+
+    def paths(self, event: str, arguments: tuple[Any, ...]) -> list[str]:
+        """The paths that an event writes to."""
+        if event == "open":
+            path, mode, flags = arguments
+            writes = bool(flags & WRITES) and isinstance(path, (str, bytes))
+            return [os.fsdecode(path)] if writes else []
+        found = []
+        for number, folder in PATHS[event]:
+            path = os.fsdecode(arguments[number]) if not isinstance(arguments[number], int) else ""
+            opened = arguments[folder] if folder is not None else -1
+            if isinstance(opened, int) and opened >= 0 and not os.path.isabs(path):
+                path = os.path.join(os.readlink(f"/proc/self/fd/{opened}"), path)
+            found.append(path)
+        return found
+
+    def meet(self, kind: str, path: str) -> None:
+        """Count an event; act if it is the one."""
+        path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        if not path.startswith(self.root + os.sep):
+            return
+        place = f"{kind} {os.path.relpath(path, self.root)}".replace(str(os.getpid()), "PID")
+        self.total += 1
+        self.seen[place] += 1
+        if self.job["at"] == "chain":
+            chosen = place not in self.places and kind in self.job.get("kinds", [kind])
+        else:
+            chosen = self.job["at"] == self.total
+        if self.job["act"] == "list":
+            self.note(place)
+        elif chosen:
+            self.note(place)
+            self.act(kind, path)
+
+    def note(self, place: str) -> None:
+        with open(self.history, "a") as file:
+            file.write(place + "\n")
+
+    def act(self, kind: str, path: str) -> None:
+        act = self.job["act"]
+        if act in FAULTS:
+            raise OSError(FAULTS[act], os.strerror(FAULTS[act]), path)
+        if act == "torn" and kind == "open":  # a half-written line in a file that is there, or a start of a new one
+            with open(path, "ab" if os.path.exists(path) and not path.endswith(".tmp") else "wb") as file:
+                file.write(SENTINEL)
+        if act == "torn" and kind in ("fsync", "save"):
+            with open(path, "ab") as file:
+                file.truncate(os.path.getsize(path) // 2)
+        kill()
+
+    def wrap(self, name: str, function: Callable[..., Any], path_of: Callable[..., str]) -> Callable[..., Any]:
+        """A function that audits nothing, made an event: before it, and for torn writes after it."""
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            path = path_of(*args)
+            before = function(*args, **kwargs) if self.job["act"] == "torn" else None
+            self.busy = True
+            try:
+                self.meet(name, path)
+            finally:
+                self.busy = False
+            return before if self.job["act"] == "torn" else function(*args, **kwargs)
+
+        return wrapped
+
+
+def kill() -> NoReturn:
+    """As kill -9 from outside."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("not reached")
+
+
+def child(job: dict[str, Any]) -> NoReturn:
+    """Become the command line."""
+    import torch
+
+    os.chdir(job["cwd"])
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    for target, opened in ((0, nowhere), (1, _file(job["out"])), (2, _file(job["err"]))):
+        os.dup2(opened, target)
+    signal.alarm(120)  # SIGALRM ends a child that hangs
+    watcher = Watcher(job)
+    os.fsync = watcher.wrap("fsync", os.fsync, lambda fd: os.readlink(f"/proc/self/fd/{fd}"))
+    torch.save = watcher.wrap("save", torch.save, lambda content, path, *_: str(path))
+    if job["at"] is not None or job["act"] == "list":
+        sys.addaudithook(watcher.hook)
+    sys.argv = ["sparring", *job["argv"]]
+    code = 0
+    try:
+        from sparring.cli import main
+
+        main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 99
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _file(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+
+# ---------------------------------------------------------------- the parent
+
+
+def attempt(job: dict[str, Any]) -> dict[str, Any]:
+    """Fork a child for one command; returns its exit code, or minus the signal that ended it.
+
+    A job with `line` gets `signal` from outside, `delay` seconds after its output holds that text.
+    """
+    for path in (job["out"], job["err"]):
+        Path(path).write_text("")
+    pid = os.fork()
+    if pid == 0:
+        child(job)
+    if job.get("line") is not None:
+        status = _strike(pid, job)
+    else:
+        status = os.waitpid(pid, 0)[1]
+    return {
+        "code": os.waitstatus_to_exitcode(status),
+        "out": Path(job["out"]).read_text(),
+        "err": Path(job["err"]).read_text(),
+    }
+
+
+def _strike(pid: int, job: dict[str, Any]) -> int:
+    struck = None
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return status
+        if struck is None and job["line"] in Path(job["out"]).read_text():
+            struck = time.monotonic() + job["delay"]
+        if struck and time.monotonic() >= struck:
+            os.kill(pid, job["signal"])
+            return os.waitpid(pid, 0)[1]
+        time.sleep(0.003)
+
+
+if __name__ == "__main__":
+    preload()
+    print("ready", flush=True)
+    for request in sys.stdin:
+        print(json.dumps(attempt(json.loads(request))), flush=True)
