@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -22,8 +21,7 @@ for name, value in {
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def _one_thread() -> None:
     """A run sets torch's threads for its whole process; a test starts with one."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    yield

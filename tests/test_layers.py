@@ -12,7 +12,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "sparring"
 ROWS = {
     "errors": 0,
     "config": 1,
-    "run": 1,
+    "files": 1,
+    "run": 2,
     "laboratory": 1,  # the roof: two paths
     "laboratory.world": 1,
     "laboratory.tokenizer": 2,
@@ -65,7 +66,7 @@ ROWS = {
     "report.plot_players": 4,
     "report.plots": 5,
     "report.page": 6,
-    "console": 2,
+    "console": 3,
     "job": 10,
     "plan": 11,
     "browse": 11,

@@ -210,7 +210,9 @@ def _errors(debug: bool) -> Iterator[None]:
         yield
     except SparringError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:  # typer makes 130 of Ctrl-C, and says nothing
+            raise
         _fail("stopped; nothing is lost: the same command goes on from here", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -98,8 +98,9 @@ class SelfPlayConfig(Section):
     loss: Literal["logistic", "hinge", "exponential", "correlation", "squared"] = "logistic"
     reduction: Literal["sum", "mean"] = Field("sum", description="over an answer's token log-probs")
     beta: NonNegativeFloat | list[NonNegativeFloat] = Field(0.1, description="lambda in the paper")
-    lr: NonNegativeFloat | list[NonNegativeFloat] | None = Field(
-        None, description="default: 1e-5, halved each iteration"
+    lr: NonNegativeFloat | list[NonNegativeFloat] = 1e-5
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="one lr is multiplied by this after each iteration; a list of lr stands as it is"
     )
     epochs: PositiveFloat | list[PositiveFloat] = 1.0
     anchor: NonNegativeFloat | list[NonNegativeFloat] = Field(
@@ -189,7 +190,7 @@ NEUTRAL = {
     "runs": True,
     "threads": True,
     "track": True,
-    "model": {"base", "revision"},
+    "model": {"base", "revision", "template"},
     "data": {"train", "eval"},
     "evaluation": {"show"},
 }
@@ -206,8 +207,8 @@ def at(value: T | list[T], iteration: int) -> T:
 
 
 def learning_rate(config: SelfPlayConfig, iteration: int) -> float:
-    """The iteration's learning rate; unless given, 1e-5 halved each iteration."""
-    return 1e-5 * 0.5**iteration if config.lr is None else at(config.lr, iteration)
+    """The iteration's learning rate: the list's, or the one value, decayed."""
+    return config.lr[iteration] if isinstance(config.lr, list) else config.lr * config.lr_decay**iteration
 
 
 # ---------------------------------------------------------------- reading

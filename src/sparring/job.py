@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from sparring.config import Config, decisive
 from sparring.data.load import load
 from sparring.errors import InputError
+from sparring.files import digest
 from sparring.models.base import choose_device, find_base, fingerprint_folder, load_renderer, read_config
 from sparring.report.page import write_report
 from sparring.run import Event, Run
@@ -72,6 +73,7 @@ def open_session(config: Config, run: Run, command: str = "") -> Session:
         **decisive(config),
         "base fingerprint": base["fingerprint"],
         "data fingerprint": loaded.fingerprint,
+        "template fingerprint": digest([renderer.template, renderer.end_ids]),
     }
     run.claim(config.model_dump(mode="json"), {"command": command, **_facts(config, base, data, threads)}, same)
     return Session(config, run, renderer, base_folder, loaded)

@@ -8,13 +8,10 @@ No fingerprint holds a path, so a run folder can be moved.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,41 +20,12 @@ import yaml
 from filelock import FileLock, Timeout
 
 from sparring.errors import RunError
+from sparring.files import digest, fingerprint_file, read_json, remove, sweep, write_atomic
 
 Event = dict[str, Any]
 MARKER = "phase.json"
 CLOCK = "clock.json"
-
-
-def digest(value: Any) -> str:
-    """sha256 of a JSON value, in 16 hex digits."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a kill, finds the old text or the new, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def remove(folder: Path) -> None:
-    """Delete a folder such that a kill half-way never leaves a part under its own name."""
-    if folder.exists():
-        doomed = folder.with_name(folder.name + ".doomed")
-        if doomed.exists():
-            shutil.rmtree(doomed)
-        os.rename(folder, doomed)
-        shutil.rmtree(doomed)
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file that this project wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+CHECKPOINTS = "checkpoints"  # kept, as the clock, until the phase is finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +59,12 @@ class Run:
         self._lock = FileLock(str(folder / ".lock"))
 
     def __enter__(self) -> Run:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise RunError(
+                f"{self.folder} cannot be a folder: a file is in its place; give another name=... or runs=..."
+            ) from None
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -113,21 +86,34 @@ class Run:
         self.identity = digest(same)
         path = self.folder / "run.lock.yaml"
         if path.exists():
-            old = yaml.safe_load(path.read_text(encoding="utf-8"))
-            for key, mine, theirs in _differences(json.loads(json.dumps(same)), old["same"]):
+            sweep(self.folder)
+            difference = next(_differences(json.loads(json.dumps(same)), _same(path)), None)
+            if difference is None:
+                return
+            if self._trained():
+                key, mine, theirs = difference
                 raise RunError(
                     f"{self.folder} was made with {key}: {theirs!r}, now it is {mine!r}; "
                     "put it back, or start another run with name=..."
                 )
-            return
-        # A kill may come before the lock file is there: then the folder holds nothing but `.lock`.
-        strange = sorted(p.name for p in self.folder.iterdir() if p.name not in (".lock", path.name + ".tmp"))
+            remove(self.folder / "data")  # nothing was trained yet: a corrected config may have the folder
+        else:
+            self._only_mine(path)
+        content = {**facts, "config": config, "same": json.loads(json.dumps(same))}
+        write_atomic(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+    def _trained(self) -> bool:
+        """Whether the folder holds anything that took work: a phase beyond the data, or a checkpoint."""
+        kept = [p for p in self.folder.rglob(MARKER) if p.parent.name != "data" and p.parent.suffix != ".partial"]
+        return bool(kept) or any(self.folder.rglob("checkpoint-*"))
+
+    def _only_mine(self, lock: Path) -> None:
+        """Refuse a folder that is not a run's; a kill may have come before the lock file was there."""
+        strange = sorted(p.name for p in self.folder.iterdir() if p.name not in (".lock", lock.name + ".tmp"))
         if strange:
             raise RunError(
                 f"{self.folder} is not a run folder (it holds {', '.join(strange[:3])}); give the run another name"
             )
-        content = {**facts, "config": config, "same": json.loads(json.dumps(same))}
-        write_atomic(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
     # ------------------------------------------------------------ phases
 
@@ -141,21 +127,24 @@ class Run:
         fingerprint = digest([self.identity, name, sources, settings])
         folder = self.folder / name
         if folder.exists():
-            phase = self._finished(name, folder, fingerprint)
-        else:
-            phase = self._make(name, folder, fingerprint, make, inputs, settings)
-        return phase
+            return self._finished(name, folder, fingerprint)
+        return self._make(name, folder, fingerprint, make, inputs, settings)
 
     def _finished(self, name: str, folder: Path, fingerprint: str) -> Phase:
-        marker = read_json(folder / MARKER) if (folder / MARKER).exists() else {}
-        if marker.get("fingerprint") != fingerprint:
+        marker = _marker(folder)
+        for file in (MARKER, *marker.get("files", {})):
+            if not (folder / file).exists():
+                raise RunError(f"{folder} has lost {file}; remove the folder to make it again")
+        changed = [file for file, content in marker["files"].items() if fingerprint_file(folder / file) != content]
+        if changed:
+            raise RunError(
+                f"{folder / changed[0]} has been changed since it was made; remove {folder} to make it again"
+            )
+        if marker["fingerprint"] != fingerprint:
             raise RunError(
                 f"{folder} was made from other inputs than this run's; remove it to make it again, "
                 "or start another run with name=..."
             )
-        lost = [file for file in marker["files"] if not (folder / file).exists()]
-        if lost:
-            raise RunError(f"{folder} has lost {lost[0]}; remove the folder to make it again")
         phase = Phase(name, folder, fingerprint)
         self._visited.append(phase)
         return phase
@@ -170,23 +159,21 @@ class Run:
         settings: dict[str, Any],
     ) -> Phase:
         partial = folder.with_name(folder.name + ".partial")
-        stamp = partial / "fingerprint"
-        if partial.exists() and (not stamp.exists() or stamp.read_text() != fingerprint):
+        if _marker(partial).get("fingerprint") != fingerprint:
             remove(partial)
-        if not partial.exists():
             partial.mkdir(parents=True)
-            write_atomic(stamp, fingerprint)
+            write_atomic(partial / MARKER, json.dumps({"fingerprint": fingerprint}))
         self._current = (name, partial)
         self._started = time.monotonic()
-        self._gather()
-        self.tell({"event": "start", "phase": name})
-        facts = make(partial, *inputs, **settings) or {}
-        self.log({"event": "phase", **facts, "seconds": self._elapsed()})
+        if "files" not in _marker(partial):  # a kill may come after the last file, and before its renaming
+            self.keep(lambda event: "step" in event)  # `make` tells all else again
+            self.tell({"event": "start", "phase": name})
+            facts = make(partial, *inputs, **settings) or {}
+            self.log({"event": "phase", **facts, "seconds": self._elapsed()})
+            content = {"fingerprint": fingerprint, "facts": facts, "files": _files(partial)}
+            write_atomic(partial / MARKER, json.dumps(content))
         (partial / CLOCK).unlink(missing_ok=True)
-        stamp.unlink()
-        files = sorted(str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file())
-        files = [file for file in files if file != MARKER and not file.endswith(".tmp")]
-        write_atomic(partial / MARKER, json.dumps({"fingerprint": fingerprint, "facts": facts, "files": files}))
+        remove(partial / CHECKPOINTS)
         os.rename(partial, folder)
         self._current = None
         phase = Phase(name, folder, fingerprint)
@@ -258,21 +245,30 @@ def _lines(path: Path) -> Iterator[Event]:
             yield json.loads(line)
 
 
+def _marker(folder: Path) -> Event:
+    """A phase's marker: its fingerprint from the start, its facts and files when it is finished."""
+    return dict(read_json(folder / MARKER)) if (folder / MARKER).exists() else {}
+
+
+def _files(partial: Path) -> dict[str, str]:
+    """What a finished phase must hold, apart from its marker: names and digests."""
+    files = sorted(path for path in partial.rglob("*") if path.is_file())
+    names = [path.relative_to(partial) for path in files]
+    kept = [name for name in names if name.parts[0] not in (MARKER, CLOCK, CHECKPOINTS)]
+    return {name.as_posix(): fingerprint_file(partial / name) for name in kept}
+
+
+def _same(path: Path) -> Any:
+    """What a run folder was made of, from its run.lock.yaml."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))["same"]
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
+        raise RunError(f"{path} is damaged, so its run cannot go on; start another run with name=...") from None
+
+
 def _differences(mine: Any, theirs: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(mine, dict) and isinstance(theirs, dict):
         for name in [*mine, *(name for name in theirs if name not in mine)]:
             yield from _differences(mine.get(name), theirs.get(name), f"{key}.{name}" if key else name)
     elif mine != theirs:
         yield key, mine, theirs
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Any]:
-    """A binary file that appears under `path` only when it is whole; nothing is left behind by a kill
-    but a `.tmp` that the next try replaces."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

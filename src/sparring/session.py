@@ -12,9 +12,10 @@ from sparring.config import Config
 from sparring.data.load import Loaded
 from sparring.data.messages import Renderer
 from sparring.data.pairs import Prompt, Rows
+from sparring.files import digest
 from sparring.models.base import load_base
 from sparring.models.players import Player, Ring
-from sparring.run import Event, Phase, Run, digest
+from sparring.run import Event, Phase, Run
 
 
 @dataclass

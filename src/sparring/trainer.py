@@ -29,8 +29,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from sparring.config import OptimiserConfig
 from sparring.errors import TrainingDiverged
+from sparring.files import remove, written
 from sparring.models.players import Ring
-from sparring.run import Run, remove, written
+from sparring.run import CHECKPOINTS, Run
 from sparring.tasks import Sums
 
 OPTIMISERS = {"adamw": "adamw_torch", "rmsprop": "rmsprop", "sgd": "sgd"}
@@ -90,8 +91,7 @@ def fit(
     watch  called after each step with its number and metrics; a reason ends the training early.
     Returns that reason, or None. Raises TrainingDiverged on NaN or Inf.
     """
-    folder = folder / "checkpoints"
-    checkpoint = _last_checkpoint(folder)
+    checkpoint = _last_checkpoint(folder := folder / CHECKPOINTS)
     done = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     run.keep(lambda event: event.get("step", 0) <= done)
     stopped = next((event["reason"] for event in run.events() if event["event"] == "stop"), None)
@@ -107,8 +107,6 @@ def fit(
         stopped = trainer.reason
     elif checkpoint:
         _load(ring, checkpoint)
-    if folder.exists():
-        shutil.rmtree(folder)
     return stopped
 
 

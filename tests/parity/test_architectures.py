@@ -28,9 +28,7 @@ TURNS = (
 TOKENIZERS: dict[str, Any] = {
     "llama": lambda: piece_tokenizer(),  # no template: the plain one, with <s> in front
     "mistral": lambda: piece_tokenizer(template=INST),
-    "gemma3": lambda: piece_tokenizer(
-        ("<start_of_turn>", "<end_of_turn>"), bos="<bos>", eos="<eos>", template=TURNS
-    ),
+    "gemma3": lambda: piece_tokenizer(("<start_of_turn>", "<end_of_turn>"), bos="<bos>", eos="<eos>", template=TURNS),
     "qwen2": lambda: byte_tokenizer(IM, eos="<|im_end|>", template=CHATML),
     "qwen3": lambda: byte_tokenizer(IM, eos="<|im_end|>", template=CHATML),
     "gpt_neo": lambda: byte_tokenizer(),
@@ -62,9 +60,9 @@ def settings(name: str, folder: Path, **more: Any) -> dict[str, Any]:
         "model": {"base": str(base), "device": "cpu", **more},
         "data": {"train": str(chats(folder)), "eval_size": 3},
         "method": {"r": 4, "alpha": 8, "dropout": 0.1},
-        "sft": {"epochs": 2, "lr": 1e-3, "batch_size": 4},
+        "sft": {"epochs": 2, "lr": 1e-2, "batch_size": 4},
         "selfplay": {
-            "iterations": 2, "lr": 1e-3, "batch_size": 4, "stop_nll_rise": None, "stop_real_drop": None,
+            "iterations": 2, "lr": 1e-2, "batch_size": 4, "stop_nll_rise": None, "stop_real_drop": None,
         },
         "generation": {"max_new_tokens": 12},
         "evaluation": {"show": 2},
@@ -89,7 +87,7 @@ def check_run(run: Path, iterations: int, noise: float) -> None:
         assert [event["step"] for event in own] == list(range(1, len(own) + 1))
         assert len(own) >= 2
         assert own[0]["spin_loss"] == pytest.approx(math.log(2), abs=noise)
-        assert own[0]["accuracy"] == pytest.approx(0.5, abs=0.5)
+        assert own[0]["margin"] == pytest.approx(0, abs=4 * noise)
         assert abs(own[-1]["spin_loss"] - math.log(2)) > noise, "it must learn something"
         assert own[0]["grad_norm"] > 0
         prints.add(Player.load(run / str(iteration) / "player").fingerprint)

@@ -18,7 +18,8 @@ from sparring import laboratory
 from sparring.laboratory import world
 
 KILLED = -signal.SIGKILL
-MAIN = [sys.executable, "-c", "from sparring.cli import main; main()"]
+SCRIPT = Path(sys.executable).with_name("sparring")
+MAIN = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-c", "from sparring.cli import main; main()"]
 KILLER = Path(__file__).with_name("killer.py")
 
 CONFIG: dict[str, Any] = {
@@ -206,6 +207,12 @@ def report_without_times(arena: Arena) -> dict[str, bytes]:
     result = arena.go("report", "r", "--runs", "timeless")
     assert result.code == 0, result.err
     return {name: (copy / name).read_bytes() for name in ("report.html", "report.md", "tables/phases.csv")}
+
+
+def assert_same_but_command(found: dict[str, Any], wanted: dict[str, Any], command: str) -> None:
+    """The same bytes, for a run that was begun with another command, which run.lock.yaml tells."""
+    lock = wanted["run.lock.yaml"].replace(b"command: sparring run config.yaml\n", f"command: {command}\n".encode())
+    assert_same(found, {**wanted, "run.lock.yaml": lock})
 
 
 def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from arena import Arena, Killer, contents, report_without_times
+from tests.trajectory.arena import Arena, Killer, contents, report_without_times
 
 
 @pytest.fixture(scope="session")

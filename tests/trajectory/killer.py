@@ -36,7 +36,7 @@ PATHS = {
     "shutil.rmtree": [(0, None)],
 }
 FAULTS = {"full": errno.ENOSPC, "readonly": errno.EROFS}
-SENTINEL = b'{"event": "torn'
+HALF_A_LINE = b'{"event": "torn'
 
 
 def preload() -> None:
@@ -44,11 +44,13 @@ def preload() -> None:
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
     import matplotlib.figure  # noqa: F401
-    import peft  # noqa: F401
+    import peft.utils.transformers_weight_conversion  # noqa: F401
+    import pydantic.type_adapter  # noqa: F401
     import scipy.stats  # noqa: F401
-    import torch  # noqa: F401
-    from torch.utils.data import DataLoader  # noqa: F401
+    import torch
+    import torch.utils.serialization.config  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Trainer  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
     from transformers.models.llama import modeling_llama  # noqa: F401
 
     import sparring.cli
@@ -56,6 +58,7 @@ def preload() -> None:
     import sparring.job
     import sparring.report.page  # noqa: F401
 
+    get_checkpoint_conversion_mapping("llama")  # compiles a thousand patterns, and keeps them
     gc.collect()
     gc.freeze()  # a child's collections need not look at what was imported
 
@@ -94,7 +97,7 @@ class Watcher:
     def paths(self, event: str, arguments: tuple[Any, ...]) -> list[str]:
         """The paths that an event writes to."""
         if event == "open":
-            path, mode, flags = arguments
+            path, _, flags = arguments
             writes = bool(flags & WRITES) and isinstance(path, (str, bytes))
             return [os.fsdecode(path)] if writes else []
         found = []
@@ -132,9 +135,9 @@ class Watcher:
         act = self.job["act"]
         if act in FAULTS:
             raise OSError(FAULTS[act], os.strerror(FAULTS[act]), path)
-        if act == "torn" and kind == "open":  # a half-written line in a file that is there, or a start of a new one
-            with open(path, "ab" if os.path.exists(path) and not path.endswith(".tmp") else "wb") as file:
-                file.write(SENTINEL)
+        if act == "torn" and kind == "open" and not path.endswith(".lock"):  # which nobody writes to
+            with open(path, "wb" if path.endswith(".tmp") else "ab") as file:
+                file.write(HALF_A_LINE)
         if act == "torn" and kind in ("fsync", "save"):
             with open(path, "ab") as file:
                 file.truncate(os.path.getsize(path) // 2)

@@ -48,7 +48,8 @@ MISTRAL = (
 GEMMA = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for message in messages %}"
-    "{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}"
     "<start_of_turn>{{ 'model' if message.role == 'assistant' else message.role }}\n"
     "{{ message.content | trim }}<end_of_turn>\n{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
@@ -285,7 +286,7 @@ def test_turns_that_a_template_refuses_are_the_users_error(name: str, system: bo
     renderer = STYLES[name].renderer()
     turns = [Message("user", "a"), Message("user", "b"), Message("assistant", "c")]
     opening = [Message("system", "s")] if system else []
-    with pytest.raises(DataError, match="refuses these turns.*alternate.*model.template"):
+    with pytest.raises(DataError, match=r"refuses these turns.*alternate.*model\.template"):
         renderer.render(Conversation(tuple(opening + turns), True, "test:1"))
 
 

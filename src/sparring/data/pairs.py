@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from sparring.data.messages import Example
-from sparring.run import written
+from sparring.files import written
 
 _IDS = pa.list_(pa.int32())
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from sparring.errors import ConfigError
-from sparring.run import Event, Phase, write_atomic
+from sparring.files import write_atomic
+from sparring.run import Event, Phase
 from sparring.session import Session
 
 

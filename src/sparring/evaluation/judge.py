@@ -17,6 +17,7 @@ from sparring.data.pairs import Prompt
 from sparring.evaluation.answers import describe
 from sparring.evaluation.nll import real_logprobs
 from sparring.evaluation.statistics import difference, per_token
+from sparring.files import write_atomic
 from sparring.generation.base import Answer
 from sparring.generation.local import LocalGenerator
 from sparring.generation.play import sample
@@ -25,7 +26,7 @@ from sparring.models.flops import Flops
 from sparring.models.players import Player
 from sparring.models.scoring import score
 from sparring.objectives.pairwise import accuracy, margin
-from sparring.run import Event, Phase, write_atomic
+from sparring.run import Event, Phase
 from sparring.session import Session
 
 STREAM = 2**31  # the stream of random numbers for judging, away from any iteration's

@@ -17,6 +17,9 @@ from sparring.generation.base import Answer
 from sparring.generation.sampling import Keys, choose, uniforms
 from sparring.models.base import Base
 
+# Architectures whose causal mask is a buffer of the context's size: a row's padding takes room in it.
+FIXED_MASKS = {"gpt_neo"}
+
 
 class LocalGenerator:
     """Decodes with a transformers model and cache."""
@@ -40,8 +43,12 @@ class LocalGenerator:
     def _groups(self, prompts: Sequence[list[int]], max_new_tokens: int) -> Iterator[list[int]]:
         """Longest prompts first, as many at once as the token budget holds."""
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+        fixed = self.base.model.config.model_type in FIXED_MASKS
         while order:
-            size = max(1, self.config.batch_tokens // (len(prompts[order[0]]) + max_new_tokens))
+            longest = len(prompts[order[0]])
+            size = max(1, self.config.batch_tokens // (longest + max_new_tokens))
+            if fixed and longest + max_new_tokens > self.base.context:
+                size = min(size, sum(len(prompts[i]) == longest for i in order))
             yield order[:size]
             order = order[size:]
 

@@ -22,15 +22,13 @@ def play(session: Session, folder: Path, data: Phase, opponent: Phase, *, iterat
     config = session.config
     prompts = session.prompts(data, "train")
     limit = config.generation.max_new_tokens or max(prompts.lengths("real_ids"))
-    generator: Generator | None = None
+    model = session.ring.seat(session.player(opponent))  # even if nothing is left to play: the facts count its work
+    generator = LocalGenerator(model, session.ring.base, config.generation)
     size, count = config.generation.shard_size, 0
     for number, start in enumerate(range(0, len(prompts), size)):
         shard = folder / f"shard-{number:05d}.arrow"
         rows = prompts[start : start + size]
         if not shard.exists():
-            if generator is None:
-                model = session.ring.seat(session.player(opponent))
-                generator = LocalGenerator(model, session.ring.base, config.generation)
             answers = sample(generator, rows, config.seed, iteration, config.selfplay.samples, limit)
             write_rows(shard, [_played(row, given) for row, given in zip(rows, answers, strict=True)], Played)
             session.run.tick()

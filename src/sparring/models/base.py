@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from sparring import laboratory
@@ -166,7 +167,7 @@ def load_base(folder: Path, config: ModelConfig, renderer: Renderer) -> Base:
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
         )
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"model.base {folder} cannot be loaded as a causal language model ({reason})") from error
     return wrap_base(model.to(device), renderer, fingerprint_folder(folder))

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from sparring.config import MethodConfig
 from sparring.errors import ConfigError, LawBroken, ModelError
+from sparring.files import digest, read_json, write_atomic, written
 from sparring.models.base import Base
 from sparring.models.methods import adapter_config
-from sparring.run import digest, read_json, write_atomic, written
 
 TRAINED = "player"
 
@@ -114,6 +114,8 @@ class Ring:
             return self.model
         torch.manual_seed(seed)
         self._add(TRAINED, self._fresh(dropout))
+        if opponent.hold == "merge":
+            self._refuse_tied()
         active = [] if opponent.hold == "merge" else [f"theta_{index}" for index in range(len(opponent.adapters))]
         self._activate([*active, TRAINED])
         self._require_grad(TRAINED, dropout)
@@ -211,6 +213,20 @@ class Ring:
         self.model = self.base.model
         return fingerprint
 
+    def _refuse_tied(self) -> None:
+        """An adapter beside the head changes the head; merged into a matrix shared with the embedding, both."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        ends = (self.base.model.get_input_embeddings(), self.base.model.get_output_embeddings())
+        adapted = [end for end in ends if isinstance(end, BaseTunerLayer)]
+        first, last = (end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends)
+        if adapted and first.weight is last.weight:
+            raise ConfigError(
+                f"method.target_modules {self.method.target_modules!r} names the embedding or the head, which are "
+                "one matrix in this base and cannot be merged apart; leave them out, or set selfplay.hold to "
+                "continue or stack"
+            )
+
     def _lora_modules(self) -> list[str]:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -231,14 +247,14 @@ class Ring:
         self.model.eval()
 
     def _require_grad(self, name: str, dropout: float) -> None:
-        """Only the named adapter trains; its dropout is set to what this training asks for."""
+        """Only the named adapter trains, with the dropout that this training asks for; all else drops nothing."""
         self.model.requires_grad_(False)
         for key, parameter in self.model.named_parameters():
-            if f".{name}." in key:
+            if f".{name}." in f"{key}.":  # a matrix's name goes on (.weight), an embedding's ends here
                 parameter.requires_grad_(True)
-        for module in self.model.modules():
+        for key, module in self.model.named_modules():
             if isinstance(module, torch.nn.Dropout):
-                module.p = dropout
+                module.p = dropout if key.endswith(f".lora_dropout.{name}") else 0.0
 
 
 def _relative(step: Path, home: Path) -> str:

@@ -1,0 +1,251 @@
+"""Decoding: the same answers however they are batched, ended and cut as they must be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.helpers import ARCHITECTURES, CONTEXT, base_of, disturb, ring_of
+
+from sparring.config import GenerationConfig
+from sparring.data.pairs import Prompt
+from sparring.generation.base import Answer
+from sparring.generation.local import LocalGenerator
+from sparring.generation.play import sample
+from sparring.generation.sampling import Keys, choose, stream_keys, uniforms
+from sparring.models.base import Base
+from sparring.models.players import Player
+
+LENGTHS = (5, 12, 20, 3, 12, 1)
+LIMIT = 24
+SHIFTS = (0.0, -1e-6, 1e-6)
+
+
+def player_of(name: str = "llama", end: int | None = None) -> tuple[Any, Base]:
+    """A player with an adapter on a tiny base. `end`: the id of the token that ends an answer."""
+    base = base_of(name)
+    if end is not None:
+        base.renderer.end_ids = (end,)
+    ring = ring_of(base)
+    ring.challenge(Player.untrained(base), seed=0)
+    disturb(ring)
+    return ring.model.eval(), base
+
+
+def prompts_of(base: Base, lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, base.vocabulary, (size,), generator=generator).tolist() for size in lengths]
+
+
+def keys_of(count: int) -> Keys:
+    return stream_keys(0, 0, range(count), [0] * count)
+
+
+def generator_of(model: Any, base: Base, **config: Any) -> LocalGenerator:
+    return LocalGenerator(model, base, GenerationConfig(**config))
+
+
+def is_replayed(model: Any, base: Base, prompt: list[int], key: Keys, answer: Answer, **config: Any) -> bool:
+    """Whether `choose` takes the same from the logits of one plain forward pass over prompt and answer.
+
+    A random number within 1e-6 of a step of the CDF may fall on either side of it.
+    """
+    settings = GenerationConfig(**config)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + answer.ids]), use_cache=False).logits[0]
+    rows = logits[len(prompt) - 1 : -1]
+    u = np.array([uniforms(key, i)[0] for i in range(len(answer.ids))])
+    near = [choose(rows, np.clip(u + shift, 0, 1 - 1e-9), settings.temperature, settings.top_p) for shift in SHIFTS]
+    return bool((torch.stack(near) == torch.tensor(answer.ids)).any(dim=0).all())
+
+
+def a_token_that_comes(model: Any, base: Base) -> int:
+    """The token that most of the answers hold, at a place that differs: a good end token for a test."""
+    prompts = prompts_of(base)
+    answers = generator_of(model, base)(prompts, keys_of(len(prompts)), LIMIT)
+    return max(range(3, base.vocabulary), key=lambda token: sum(token in answer.ids for answer in answers))
+
+
+@cache
+def ending_player(name: str = "llama") -> tuple[Any, Base]:
+    """A player some of whose answers end, at different places, and some of which do not."""
+    model, base = player_of(name, end=-1)
+    base.renderer.end_ids = (a_token_that_comes(model, base),)
+    return model, base
+
+
+# ---------------------------------------------------------------- batching
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_answers_do_not_depend_on_batching(name: str) -> None:
+    model, base = ending_player(name)
+    prompts = prompts_of(base)
+    keys = keys_of(len(prompts))
+    together = generator_of(model, base)(prompts, keys, LIMIT)
+    assert len({len(answer.ids) for answer in together}) > 1, "rows must leave the batch at different times"
+    alone = [generator_of(model, base)([p], keys[i : i + 1], LIMIT)[0] for i, p in enumerate(prompts)]
+    assert together == alone
+    for tokens in (60, 100):
+        assert generator_of(model, base, batch_tokens=tokens)(prompts, keys, LIMIT) == together, tokens
+    order = np.array([3, 0, 1, 5, 2, 4])
+    mixed = generator_of(model, base)([prompts[i] for i in order], keys[order], LIMIT)
+    assert mixed == [together[i] for i in order]
+    halves = [generator_of(model, base)(prompts[a:b], keys[a:b], LIMIT) for a, b in ((0, 2), (2, 6))]
+    assert halves[0] + halves[1] == together
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("config", [{}, {"temperature": 0.7, "top_p": 0.9}], ids=["plain", "nucleus"])
+def test_answers_are_chosen_from_the_players_own_distribution(name: str, config: dict[str, float]) -> None:
+    model, base = ending_player(name)
+    prompts = prompts_of(base)
+    keys = keys_of(len(prompts))
+    answers = generator_of(model, base, **config)(prompts, keys, LIMIT)
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        assert is_replayed(model, base, prompt, keys[i : i + 1], answer, **config)
+        assert not is_replayed(model, base, prompt, keys[i : i + 1] + np.uint64(1), answer, **config)
+
+
+def test_an_answer_is_one_of_k_and_does_not_know_k() -> None:
+    model, base = ending_player()
+    rows = [Prompt(100 + i, ids, [4], True, "") for i, ids in enumerate(prompts_of(base))]
+    generator = generator_of(model, base)
+    one = sample(generator, rows, 0, 0, 1, 30)
+    three = sample(generator, rows, 0, 0, 3, 30)
+    assert [answers[:1] for answers in three] == one
+    assert all(len(answers) == 3 for answers in three)
+    assert all(first != second for first, second, _ in three)
+    assert sample(generator, rows[::-1], 0, 0, 3, 30)[::-1] == three
+    assert sample(generator, rows[2:4], 0, 0, 3, 30) == three[2:4]
+    assert sample(generator, rows, 0, 1, 1, 30) != one
+    assert sample(generator, rows, 1, 0, 1, 30) != one
+
+
+def test_bf16_answers_do_not_depend_on_the_padding_of_ids() -> None:
+    """In bf16 a different batch may round differently, but what fills the padding may not matter."""
+    base = base_of("llama", dtype=torch.bfloat16)
+    prompts = prompts_of(base)
+    answers = generator_of(base.model, base)(prompts, keys_of(len(prompts)), 20)
+    assert generator_of(base.model, base)(prompts, keys_of(len(prompts)), 20) == answers
+    base.renderer.tokenizer.pad_token_id = 9
+    assert base.pad_id == 9
+    assert generator_of(base.model, base)(prompts, keys_of(len(prompts)), 20) == answers
+
+
+# ---------------------------------------------------------------- how answers end
+
+
+def test_the_end_token_is_kept_once_and_said() -> None:
+    model, base = ending_player()
+    (end,) = base.renderer.end_ids
+    prompts = prompts_of(base)
+    answers = generator_of(model, base)(prompts, keys_of(len(prompts)), LIMIT)
+    assert {answer.finish for answer in answers} == {"end", "length"}
+    for answer in answers:
+        if answer.finish == "end":
+            assert answer.ids[-1] == end
+            assert answer.ids.count(end) == 1
+        else:
+            assert end not in answer.ids
+            assert len(answer.ids) == LIMIT
+
+
+def test_an_end_token_as_the_last_allowed_token_is_an_end() -> None:
+    model, base = ending_player()
+    prompts = prompts_of(base)
+    keys = keys_of(len(prompts))
+    answers = generator_of(model, base)(prompts, keys, LIMIT)
+    checked = 0
+    for i, answer in enumerate(answers):
+        if answer.finish == "end" and len(answer.ids) > 1:
+            size = len(answer.ids)
+            assert generator_of(model, base)([prompts[i]], keys[i : i + 1], size) == [answer]
+            (cut,) = generator_of(model, base)([prompts[i]], keys[i : i + 1], size - 1)
+            assert cut == Answer(answer.ids[:-1], "length")
+            checked += 1
+    assert checked
+
+
+def test_a_shorter_limit_gives_the_beginning_of_the_same_answer() -> None:
+    model, base = player_of(end=-1)
+    prompts = prompts_of(base)
+    keys = keys_of(len(prompts))
+    long, short = (generator_of(model, base)(prompts, keys, limit) for limit in (25, 9))
+    assert [answer.ids[:9] for answer in long] == [answer.ids for answer in short]
+    assert {answer.finish for answer in short} == {"length"}
+
+
+def test_every_end_token_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, base = ending_player()
+    prompts = prompts_of(base)
+    keys = keys_of(len(prompts))
+    first = base.renderer.end_ids
+    answers = generator_of(model, base)(prompts, keys, LIMIT)
+    other = next(answer.ids[2] for answer in answers if answer.finish == "length")
+    monkeypatch.setattr(base.renderer, "end_ids", (*first, other))
+    both = generator_of(model, base)(prompts, keys, LIMIT)
+    assert {answer.ids[-1] for answer in both if answer.finish == "end"} == {*first, other}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_prompt_and_answer_never_exceed_the_context(name: str) -> None:
+    """Also when a short prompt is padded to a long one's length and goes on for longer than the rest."""
+    model, base = player_of(name, end=-1)
+    assert base.context == CONTEXT
+    prompts = prompts_of(base, (CONTEXT - 8, 5, CONTEXT - 1, CONTEXT, 60))
+    keys = keys_of(len(prompts))
+    answers = generator_of(model, base)(prompts, keys, 1000)
+    assert [len(answer.ids) for answer in answers] == [8, CONTEXT - 5, 1, 0, CONTEXT - 60]
+    assert {answer.finish for answer in answers} == {"length"}
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        if answer.ids:
+            assert is_replayed(model, base, prompt, keys[i : i + 1], answer)
+    assert generator_of(model, base)(prompts[3:4], keys[3:4], 10) == [Answer([], "length")]
+
+
+def test_temperature_0_is_greedy() -> None:
+    model, base = player_of(end=-1)
+    prompts = prompts_of(base)
+    answers = generator_of(model, base, temperature=0)(prompts, keys_of(len(prompts)), 20)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = list(prompt)
+        for _ in range(20):
+            with torch.no_grad():
+                ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        assert answer.ids == ids[len(prompt) :]
+    other = generator_of(model, base, temperature=0)(prompts, keys_of(len(prompts)) + np.uint64(1), 20)
+    assert other == answers
+
+
+def test_first_tokens_are_samples_of_the_player() -> None:
+    """Many keys for one prompt: frequencies against the softmax of a plain pass."""
+    from scipy import stats
+
+    model, base = player_of(end=-1)
+    prompt = prompts_of(base)[1]
+    answers = generator_of(model, base)([prompt] * 4000, stream_keys(0, 0, [1] * 4000, range(4000)), 1)
+    seen = np.bincount([answer.ids[0] for answer in answers], minlength=base.vocabulary)
+    with torch.no_grad():
+        p = torch.softmax(model(input_ids=torch.tensor([prompt])).logits[0, -1].double(), -1).numpy()
+    parts = np.array_split(np.argsort(p), 20)
+    expected = np.array([p[part].sum() for part in parts]) * seen.sum()
+    observed = np.array([seen[part].sum() for part in parts])
+    assert expected.min() > 5
+    assert stats.chisquare(observed, expected).pvalue > 1e-3
+
+
+def test_no_prompts_no_answers() -> None:
+    model, base = player_of()
+    assert generator_of(model, base)([], keys_of(0), 5) == []
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model, base = player_of()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator_of(model, base)(prompts_of(base), keys_of(len(LENGTHS)), 5)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
