@@ -130,7 +130,9 @@ class GenerationConfig(Section):
     temperature: NonNegativeFloat = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     shard_size: PositiveInt = Field(512, description="prompts per file; a killed run repeats one file")
-    batch_tokens: PositiveInt = Field(16384, description="prompt + answer tokens decoded at once")
+    batch_tokens: PositiveInt | None = Field(
+        None, description="prompt + answer tokens decoded at once; default: what a cache of 1 GiB (CUDA: 8 GiB) holds"
+    )
 
 
 class OptimiserConfig(Section):

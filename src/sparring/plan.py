@@ -17,7 +17,7 @@ from sparring.data.load import load
 from sparring.data.messages import Renderer, choose_template
 from sparring.data.pairs import Prompt
 from sparring.data.prepare import prepare
-from sparring.generation.local import LocalGenerator
+from sparring.generation.local import MOST_ROWS, LocalGenerator, cache_tokens
 from sparring.generation.sampling import stream_keys
 from sparring.job import available_threads, quiet_libraries, run_folder
 from sparring.models.base import (
@@ -213,7 +213,8 @@ def _seconds_per_answer(ring: Ring, config: Config, train: list[Prompt]) -> floa
     """Seconds per sampled answer when as many are decoded at once as the run would, from 8 decoded tokens."""
     limit = config.generation.max_new_tokens or max(len(p.real_ids) for p in train)
     prompt = max(len(p.prompt_ids) for p in train)
-    at_once = max(1, min(len(train), config.generation.batch_tokens // (prompt + limit)))
+    tokens = config.generation.batch_tokens or cache_tokens(ring.base)
+    at_once = max(1, min(len(train), MOST_ROWS, tokens // (prompt + limit)))
     chosen = [train[i % len(train)].prompt_ids for i in range(at_once)]
     generator = LocalGenerator(ring.model.eval(), ring.base, config.generation)
     keys = stream_keys(0, 0, [0] * at_once, list(range(at_once)))

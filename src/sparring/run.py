@@ -25,6 +25,7 @@ from sparring.files import digest, fingerprint_file, read_json, remove, sweep, w
 Event = dict[str, Any]
 MARKER = "phase.json"
 CLOCK = "clock.json"
+METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"  # kept, as the clock, until the phase is finished
 
 
@@ -135,7 +136,8 @@ class Run:
         for file in (MARKER, *marker.get("files", {})):
             if not (folder / file).exists():
                 raise RunError(f"{folder} has lost {file}; remove the folder to make it again")
-        changed = [file for file, content in marker["files"].items() if fingerprint_file(folder / file) != content]
+        prints = {file: content for file, content in marker["files"].items() if content is not None}
+        changed = [file for file, content in prints.items() if fingerprint_file(folder / file) != content]
         if changed:
             raise RunError(
                 f"{folder / changed[0]} has been changed since it was made; remove {folder} to make it again"
@@ -201,7 +203,7 @@ class Run:
         name, partial = self._current
         event = {"event": event["event"], "phase": name, **event}
         line = json.dumps(event) + "\n"
-        for path in (partial / "metrics.jsonl", self.folder / "metrics.jsonl"):
+        for path in (partial / METRICS, self.folder / METRICS):
             with open(path, "a", encoding="utf-8") as file:
                 file.write(line)
         self.tell(event)
@@ -215,12 +217,12 @@ class Run:
         """What the phase in progress has logged, without a line that a kill left incomplete."""
         if self._current is None:
             return []
-        return list(_lines(self._current[1] / "metrics.jsonl"))
+        return list(_lines(self._current[1] / METRICS))
 
     def keep(self, wanted: Callable[[Event], bool]) -> None:
         """Drop from the phase's metrics what is not `wanted`: a resumed phase tells it again."""
         if self._current:
-            path = self._current[1] / "metrics.jsonl"
+            path = self._current[1] / METRICS
             kept = [json.dumps(event) + "\n" for event in _lines(path) if wanted(event)]
             write_atomic(path, "".join(kept))
             self._gather()
@@ -233,8 +235,8 @@ class Run:
     def _gather(self) -> None:
         """Write the run's metrics.jsonl anew from its phases', in the order in which they came."""
         parts = [phase.folder for phase in self._visited] + ([self._current[1]] if self._current else [])
-        lines = [json.dumps(event) + "\n" for part in parts for event in _lines(part / "metrics.jsonl")]
-        write_atomic(self.folder / "metrics.jsonl", "".join(lines))
+        lines = [json.dumps(event) + "\n" for part in parts for event in _lines(part / METRICS)]
+        write_atomic(self.folder / METRICS, "".join(lines))
 
 
 def _lines(path: Path) -> Iterator[Event]:
@@ -250,12 +252,12 @@ def _marker(folder: Path) -> Event:
     return dict(read_json(folder / MARKER)) if (folder / MARKER).exists() else {}
 
 
-def _files(partial: Path) -> dict[str, str]:
-    """What a finished phase must hold, apart from its marker: names and digests."""
+def _files(partial: Path) -> dict[str, str | None]:
+    """What a finished phase must hold, apart from its marker: names and digests (none for times)."""
     files = sorted(path for path in partial.rglob("*") if path.is_file())
     names = [path.relative_to(partial) for path in files]
     kept = [name for name in names if name.parts[0] not in (MARKER, CLOCK, CHECKPOINTS)]
-    return {name.as_posix(): fingerprint_file(partial / name) for name in kept}
+    return {name.as_posix(): fingerprint_file(partial / name) if name.name != METRICS else None for name in kept}
 
 
 def _same(path: Path) -> Any:

@@ -90,7 +90,8 @@ class Watcher:
         self.busy = True  # what is done here raises audit events too
         try:
             for path in self.paths(event, arguments):
-                self.meet(event.removeprefix("os.").removeprefix("shutil."), path)
+                appends = event == "open" and arguments[2] & os.O_APPEND
+                self.meet("append" if appends else event.removeprefix("os.").removeprefix("shutil."), path)
         finally:
             self.busy = False
 
@@ -135,8 +136,8 @@ class Watcher:
         act = self.job["act"]
         if act in FAULTS:
             raise OSError(FAULTS[act], os.strerror(FAULTS[act]), path)
-        if act == "torn" and kind == "open" and not path.endswith(".lock"):  # which nobody writes to
-            with open(path, "wb" if path.endswith(".tmp") else "ab") as file:
+        if act == "torn" and kind == "append":
+            with open(path, "ab") as file:
                 file.write(HALF_A_LINE)
         if act == "torn" and kind in ("fsync", "save"):
             with open(path, "ab") as file:

@@ -490,6 +490,7 @@ def test_damaged_lines_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "content"), [("run.lock.yaml", "a: [b"), ("best/best.json", "{")])
 def test_damaged_files_are_named(tmp_path: Path, name: str, content: str) -> None:
     folder = make_run(tmp_path / "run", events())
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(content, encoding="utf-8")
     with pytest.raises(RunError, match=re.escape(Path(name).name)):
         write_report(folder)

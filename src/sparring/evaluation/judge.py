@@ -59,7 +59,8 @@ def judge(
     facts |= {"accuracy": None, "margin": None}
     if opponent is not None and iteration is not None and player is not None:
         facts |= _tell_apart(session, prompts, real, opponent, who, iteration)
-    facts |= describe([a.ids for row in answers for a in row], [a.finish == "end" for row in answers for a in row])
+    # one answer per prompt, as many as there are real ones: distinct-n falls with the number of answers
+    facts |= describe([row[0].ids for row in answers], [row[0].finish == "end" for row in answers])
     shape = describe([p.real_ids for p in prompts], [p.real_ended for p in prompts])
     facts |= {f"real_{name}": value for name, value in shape.items()}
     if session.config.data.train == "laboratory":

@@ -20,6 +20,17 @@ from sparring.models.base import Base
 # Architectures whose causal mask is a buffer of the context's size: a row's padding takes room in it.
 FIXED_MASKS = {"gpt_neo"}
 
+MOST_ROWS = 512  # decoding gains little from more rows at once
+
+
+def cache_tokens(base: Base) -> int:
+    """How many tokens' keys and values fit in 1 GiB (on CUDA 8 GiB)."""
+    text = base.model.config.get_text_config()
+    heads, known = text.num_attention_heads, text.to_dict()
+    width = known.get("head_dim") or text.hidden_size // heads
+    per_token = 2 * text.num_hidden_layers * (known.get("num_key_value_heads") or heads) * width * base.dtype.itemsize
+    return int((8 if base.device.type == "cuda" else 1) * 2**30 // per_token)
+
 
 class LocalGenerator:
     """Decodes with a transformers model and cache."""
@@ -42,11 +53,12 @@ class LocalGenerator:
 
     def _groups(self, prompts: Sequence[list[int]], max_new_tokens: int) -> Iterator[list[int]]:
         """Longest prompts first, as many at once as the token budget holds."""
+        tokens = self.config.batch_tokens or cache_tokens(self.base)
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         fixed = self.base.model.config.model_type in FIXED_MASKS
         while order:
             longest = len(prompts[order[0]])
-            size = max(1, self.config.batch_tokens // (longest + max_new_tokens))
+            size = min(MOST_ROWS, max(1, tokens // (longest + max_new_tokens)))
             if fixed and longest + max_new_tokens > self.base.context:
                 size = min(size, sum(len(prompts[i]) == longest for i in order))
             yield order[:size]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from sparring.report.records import Run, difference, number, pretty, read_run, text
+from sparring.report.records import Row, Run, difference, number, pretty, read_run, text
 from sparring.report.tables import fixed, interval, percent, phase_label
 
 END_RATE_GAP = 0.1
+DISPLACED = 0.05  # nats per answer
 LENGTH_RATIO = 1.33
 
 
@@ -124,16 +126,23 @@ def warnings_of(run: Run) -> list[str]:
 
 
 def _displaced(run: Run) -> list[str]:
+    """Both log-probs fell, by more than single steps scatter, while the margin grew."""
     found = []
     for phase, steps in run.steps.items():
-        real, synthetic = number(steps[-1], "real_shift"), number(steps[-1], "synthetic_shift")
-        if real is not None and synthetic is not None and real < 0 and synthetic < 0:
+        last = steps[-max(1, len(steps) // 4) :]
+        real, synthetic, margin = (_mean(last, key) for key in ("real_shift", "synthetic_shift", "margin"))
+        if real is not None and synthetic is not None and max(real, synthetic) < -DISPLACED and (margin or 0) > 0:
             found.append(
-                f"{phase_label(phase)}: likelihood displacement: at the last step both log-probs had fallen "
-                f"(real {fixed(real, 2)}, synthetic {fixed(synthetic, 2)} nats per answer), so the margin "
+                f"{phase_label(phase)}: likelihood displacement: over the last {len(last)} steps both log-probs had "
+                f"fallen (real {fixed(real, 2)}, synthetic {fixed(synthetic, 2)} nats per answer), so the margin "
                 "grew without the real answers becoming likelier"
             )
     return found
+
+
+def _mean(rows: Sequence[Row], key: str) -> float | None:
+    values = [value for row in rows if (value := number(row, key)) is not None]
+    return sum(values) / len(values) if values else None
 
 
 def _worse(run: Run) -> list[str]:

@@ -46,6 +46,7 @@ def answers_plot(run: Run) -> Plot | None:
         end_labels(axis, labels, gap=0.13)
     length.set_title("answer length, tokens")
     ends.set_title("answers that end by themselves, %")
+    ends.set_ylim(-6, 106)
     _player_ticks(run, ends, players)
     title = "Answers: length and end rate"
     said = "; ".join(
