@@ -217,10 +217,18 @@ def _errors(debug: bool) -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except OSError as error:
-        _fail(_disk(error) or _internal(debug), 2 if _disk(error) else 1)
+    except MemoryError:
+        _fail(_memory(), 2)
     except Exception as error:  # the last line of defence: a log, and one sentence
-        _fail(_disk(error) or _internal(debug), 2 if _disk(error) else 1)
+        known = _memory() if type(error).__name__ == "OutOfMemoryError" else _disk(error)
+        _fail(known or _internal(debug), 2 if known else 1)
+
+
+def _memory() -> str:
+    return (
+        "out of memory; lower optimiser.micro_batch_tokens or generation.batch_tokens, or set "
+        "optimiser.gradient_checkpointing=true; with these changed the run goes on from here"
+    )
 
 
 def _fail(message: str, code: int) -> None:
@@ -237,7 +245,7 @@ def _disk(error: BaseException) -> str | None:
         return f"the disk is full{where}; make room, then the same command goes on from here"
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"no permission to write or read{where}; give another place with runs=..., or change its permissions"
-    if "PytorchStreamWriter" in text or "unexpected pos" in text:
+    if any(words in text for words in ("PytorchStreamWriter", "unexpected pos", "iostream error")):
         free = shutil.disk_usage(Path.cwd()).free
         return f"a checkpoint could not be written ({free // 2**20} MiB free here); make room, then try again"
     return None

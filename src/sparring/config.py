@@ -186,7 +186,7 @@ class Config(Section):
         return self
 
 
-# Keys that do not change a run's result, or whose content is fingerprinted instead (paths).
+# Keys that do not change a run's result but for rounding, or whose content is fingerprinted instead (paths).
 NEUTRAL = {
     "name": True,
     "runs": True,
@@ -195,6 +195,8 @@ NEUTRAL = {
     "model": {"base", "revision", "template"},
     "data": {"train", "eval"},
     "evaluation": {"show"},
+    "generation": {"batch_tokens"},
+    "optimiser": {"micro_batch_tokens", "gradient_checkpointing", "save_every"},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -54,6 +55,11 @@ def open_session(config: Config, run: Run, command: str = "") -> Session:
         raise InputError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but one run uses one process; start it without a launcher"
         )
+    missing = [name for name in config.track if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"track names {missing[0]}, which is not installed; install it (pip install {missing[0]}), or leave it out"
+        )
     quiet_libraries()
     threads = config.threads or available_threads()
     torch.set_num_threads(threads)
@@ -87,6 +93,7 @@ def run_job(config: Config, listeners: Sequence[Callable[[Event], None]] = (), c
     with Run(run_folder(config)) as run:
         run.listeners += listeners
         self_play(open_session(config, run, command))
+        run.gather()
         write_report(run.folder)
         return run.folder
 

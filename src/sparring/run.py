@@ -180,7 +180,7 @@ class Run:
         self._current = None
         phase = Phase(name, folder, fingerprint)
         self._visited.append(phase)
-        self._gather()
+        self.gather()
         return phase
 
     # ------------------------------------------------------------ time and metrics
@@ -225,14 +225,19 @@ class Run:
             path = self._current[1] / METRICS
             kept = [json.dumps(event) + "\n" for event in _lines(path) if wanted(event)]
             write_atomic(path, "".join(kept))
-            self._gather()
+            self.gather()
+
+    @property
+    def phase(self) -> str:
+        """The name of the phase in progress."""
+        return self._current[0] if self._current else ""
 
     def tell(self, event: Event) -> None:
         """Send an event to the listeners only."""
         for listener in self.listeners:
             listener(event)
 
-    def _gather(self) -> None:
+    def gather(self) -> None:
         """Write the run's metrics.jsonl anew from its phases', in the order in which they came."""
         parts = [phase.folder for phase in self._visited] + ([self._current[1]] if self._current else [])
         lines = [json.dumps(event) + "\n" for part in parts for event in _lines(part / METRICS)]

@@ -97,6 +97,9 @@ def fit(
     stopped = next((event["reason"] for event in run.events() if event["event"] == "stop"), None)
     if stopped is None and done < len(steps):
         arguments = _arguments(folder, len(steps), lr, optimiser, seed, track, ring)
+        arguments.run_name = f"{run.folder.name}/{run.phase}"
+        if "tensorboard" in track:  # its callback takes the place of its files from nowhere else
+            os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard" / run.phase)
         rate = partial(rate_factor, steps=len(steps), warmup=math.ceil(warmup * len(steps)), schedule=schedule)
         if optimiser.gradient_checkpointing:
             ring.base.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -88,7 +88,7 @@ def check_run(run: Path, iterations: int, noise: float) -> None:
         assert len(own) >= 2
         assert own[0]["spin_loss"] == pytest.approx(math.log(2), abs=noise)
         assert own[0]["margin"] == pytest.approx(0, abs=4 * noise)
-        assert abs(own[-1]["spin_loss"] - math.log(2)) > noise, "it must learn something"
+        assert max(abs(event["margin"]) for event in own[1:]) > 4 * noise, "it must learn something"
         assert own[0]["grad_norm"] > 0
         prints.add(Player.load(run / str(iteration) / "player").fingerprint)
     assert len(prints) == iterations + 1
@@ -105,11 +105,10 @@ def test_the_whole_job(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_the_whole_job_in_bf16(name: str, tmp_path: Path) -> None:
     run = run_job(build_config(settings(name, tmp_path, dtype="bf16")))
-    check_run(run, 2, 2e-3)
+    check_run(run, 2, 1e-3)
 
 
-@pytest.mark.parametrize("hold", ["merge", "stack"])
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize(("name", "hold"), [("llama", "stack"), ("gpt2", "merge")])
 def test_the_other_ways_to_hold_an_opponent(name: str, hold: str, tmp_path: Path) -> None:
     chosen = settings(name, tmp_path)
     chosen["selfplay"] |= {"hold": hold}

@@ -56,7 +56,7 @@ def rows(path: Path, *items: object) -> str:
         ("selfplay.iterations=-1", ["selfplay.iterations", "-1"]),
         ("selfplay.lr=-1e-5", ["selfplay.lr", "greater than or equal to 0"]),
         ("selfplay.lr=fast", ["selfplay.lr", "'fast'", "number"]),
-        ("selfplay.beta=[0.1,0.2,0.3]", ["selfplay.beta lists 3 values for 2 iterations"]),
+        ("selfplay.beta=[0.1,0.2]", ["selfplay.beta lists 2 values for 3 iterations"]),
         ("selfplay.beta=.nan", ["selfplay.beta", "finite"]),
         ("sft.batch_size=2.5", ["sft.batch_size", "2.5", "integer"]),
         ("selfplay.loss=logistik", ["selfplay.loss", "'logistik'", "'logistic'"]),

@@ -162,14 +162,14 @@ def test_gradients_of_pairs_do_not_depend_on_the_split(samples: int, reduction: 
     rows = Rows([tmp_path / "pairs.arrow"], Pair)
     config = SelfPlayConfig(beta=0.1, anchor=0.3, samples=samples, reduction=reduction)
     found = {}
-    for tokens in (1, 200, 700, 10**6):
+    for tokens in (1, 100 * (1 + samples), 10**6):
         task = PairTask(ring.base, rows, config, 0, tokens)
         found[tokens] = gradient(ring, task, [7, 2, 9, 0, 4, 5, 1])
     counts = [count for *_, count in found.values()]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] == 7
-    assert 1 < counts[2] < counts[1]
-    assert counts[-1] == 1
+    assert 1 < counts[1] < 7
+    assert counts[2] == 1
     assert_same_gradients(found)
 
 
@@ -190,4 +190,4 @@ def assert_same_gradients(found: dict[int, tuple[dict[str, torch.Tensor], float,
     for tokens, (other, other_loss, _) in found.items():
         assert other_loss == pytest.approx(loss, rel=1e-6), tokens
         distance = torch.stack([(first[name] - other[name]).norm() for name in first]).norm()
-        assert distance <= 1e-6 * norm, tokens
+        assert distance <= 2e-6 * norm, tokens
