@@ -108,9 +108,7 @@ PLAIN = [("user", "Hi"), ("assistant", "Hello")]
         ),
     ],
 )
-def test_each_format_is_read(
-    name: str, row: dict[str, Any], turns: list[tuple[str, str]], chat: bool
-) -> None:
+def test_each_format_is_read(name: str, row: dict[str, Any], turns: list[tuple[str, str]], chat: bool) -> None:
     assert parsed(name, row) == (turns, chat)
 
 
@@ -345,9 +343,7 @@ def test_columns_map_ours_to_theirs() -> None:
         ("question answer", {"columns": {"prompt": "question"}}, DataError, ["data.columns for prompt"]),
     ],
 )
-def test_what_fits_no_one_format(
-    columns: str, config: dict[str, Any], error: type[Exception], said: list[str]
-) -> None:
+def test_what_fits_no_one_format(columns: str, config: dict[str, Any], error: type[Exception], said: list[str]) -> None:
     with pytest.raises(error) as caught:
         choose_format(set(columns.split()), DataConfig(**config), "f.jsonl")
     for part in said:
@@ -355,7 +351,5 @@ def test_what_fits_no_one_format(
 
 
 def test_canonical_names_are_frozen() -> None:
-    names = (
-        "messages conversations instruction input output question answer prompt completion text real system"
-    )
+    names = "messages conversations instruction input output question answer prompt completion text real system"
     assert set(names.split()) == CANONICAL

@@ -152,8 +152,7 @@ def test_exact_equals_brute_force():
     models = [fake_model(rng) for _ in prompts]
     expected = [brute_force(prompt, q) for prompt, q in zip(prompts, models, strict=True)]
     logprobs = [
-        {text: math.log(q[text]) for text in world.answers(prompt)}
-        for prompt, q in zip(prompts, models, strict=True)
+        {text: math.log(q[text]) for text in world.answers(prompt)} for prompt, q in zip(prompts, models, strict=True)
     ]
     measured = world.exact(prompts, logprobs)
     for name, value in measured.items():

@@ -141,9 +141,7 @@ def test_long_csv_fields(tmp_path: Path) -> None:
         ("a b==c d== ", "==", {"a b", "c d"}),
     ],
 )
-def test_plain_text_is_cut_into_documents(
-    tmp_path: Path, text: str, separator: str, documents: set[str]
-) -> None:
+def test_plain_text_is_cut_into_documents(tmp_path: Path, text: str, separator: str, documents: set[str]) -> None:
     (tmp_path / "a.txt").write_text(text)
     loaded = read(tmp_path / "a.txt", separator=separator)
     both = loaded.train + loaded.eval
@@ -198,14 +196,10 @@ def test_slices(tmp_path: Path, split: str, expected: range, kind: str) -> None:
     assert everything(read(file, split=split)) == {f"p{i}" for i in expected}
 
 
-@pytest.mark.parametrize(
-    "split", ["train[5]", "train[a:]", "train[:", "train[1:2:3]", "train[1.5:]", "a+b", "%"]
-)
+@pytest.mark.parametrize("split", ["train[5]", "train[a:]", "train[:", "train[1:2:3]", "train[1.5:]", "a+b", "%"])
 def test_what_is_no_slice(tmp_path: Path, split: str) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", pairs(9))
-    with pytest.raises(
-        ConfigError, match=r'^data\.split: ".*" is not a split; give a name, a slice, or both'
-    ):
+    with pytest.raises(ConfigError, match=r'^data\.split: ".*" is not a split; give a name, a slice, or both'):
         read(file, split=split)
     with pytest.raises(ConfigError, match=r"^data\.eval_split: "):
         read(file, eval_split=split)
@@ -257,9 +251,7 @@ def test_hub_layout(hub_folder: Path) -> None:
     assert prompts(over.train) == [f"p{i}" for i in range(1490, 1990)]
     assert over.counts["leaked"] == 5
     for split in ("train", "train_sfd"):
-        with pytest.raises(
-            DataError, match=r'has no split "train.*did you mean "train_sft"\? \(known: test_sft'
-        ):
+        with pytest.raises(DataError, match=r'has no split "train.*did you mean "train_sft"\? \(known: test_sft'):
             read(hub_folder, split=split)
 
 
@@ -283,9 +275,7 @@ def test_subsets_are_folders(tmp_path: Path) -> None:
     for subset, start in (("main", 0), ("socratic", 50)):
         write_jsonl(tmp_path / subset / "train-00000-of-00001.jsonl", pairs(9, start))
     assert everything(read(tmp_path, subset="socratic")) == {f"p{i}" for i in range(50, 59)}
-    with pytest.raises(
-        DataError, match=r'split "train" in several folders; set data\.subset to one of main, socr'
-    ):
+    with pytest.raises(DataError, match=r'split "train" in several folders; set data\.subset to one of main, socr'):
         read(tmp_path)
     with pytest.raises(DataError, match=r'has no subset "mian" \(data\.subset\); did you mean "main"'):
         read(tmp_path, subset="mian")
@@ -334,9 +324,7 @@ def test_hub_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("some/set", "main", "train_sft")]
     with pytest.raises(DataError, match=r'no split "trian"; did you mean "train"\? \(known: test, train\)'):
         read("some/set", split="trian")
-    with pytest.raises(
-        DataError, match="could not be had from the hub: Couldn't reach 'gone/away' on the Hub"
-    ):
+    with pytest.raises(DataError, match="could not be had from the hub: Couldn't reach 'gone/away' on the Hub"):
         read("gone/away")
     del asked[:]
     for local in ("./some/set", "../set", "/no/such", "~/no/such", "set.jsonl", "some/set.csv", "a/b/c"):
@@ -426,9 +414,7 @@ def test_size_of_what_is_held_out(tmp_path: Path) -> None:
     assert (limited["eval"], limited["over eval_limit"]) == (9, 9)
     assert set(prompts(read(file, seed=0).eval)) != set(prompts(read(file, seed=1).eval))
     for size in (50, 0.999):
-        with pytest.raises(
-            DataError, match=r"holds 50 of the 50 distinct prompts of a\.jsonl .*none to train on"
-        ):
+        with pytest.raises(DataError, match=r"holds 50 of the 50 distinct prompts of a\.jsonl .*none to train on"):
             read(file, eval_size=size)
     with pytest.raises(DataError, match=r"every training prompt of a\.jsonl .* is also in a\.jsonl"):
         read(file, eval=file)
@@ -493,9 +479,7 @@ def test_dirty_real_file() -> None:
     with pytest.raises(DataError, match=r"testset-v1\.json has the columns .* fit no format"):
         read(file)
     columns = {"output": "response1"}
-    with pytest.raises(
-        DataError, match=r"^testset-v1\.json\[row 18\]: empty answer: the assistant turn is \"\""
-    ):
+    with pytest.raises(DataError, match=r"^testset-v1\.json\[row 18\]: empty answer: the assistant turn is \"\""):
         read(file, columns=columns)
     counts = read(file, columns=columns, bad_rows="skip").counts
     assert (counts["bad: empty answer"], counts["bad: wrong type"]) == (29, 4)

@@ -432,9 +432,7 @@ def test_unfinished_run_says_how_far_it_got(tmp_path: Path) -> None:
     rows = events()
     last = next(index for index, row in enumerate(rows) if row.get("phase") == "1/pairs")
     said = verdict(make_run(tmp_path / "run", rows[: last + 1], lock()))
-    assert said.startswith(
-        "This run is unfinished: 1 of 2 iterations judged, last finished phase “iteration 1: score"
-    )
+    assert said.startswith("This run is unfinished: 1 of 2 iterations judged, last finished phase “iteration 1: score")
     assert "No best player has been chosen. So far the lowest NLL of self-play is θ₁'s." in said
 
 
@@ -452,10 +450,7 @@ def test_sft_off(tmp_path: Path) -> None:
 def test_no_iterations(tmp_path: Path) -> None:
     rows = [row for row in events() if not str(row.get("phase") or row.get("player"))[0].isdecimal()]
     folder = make_run(tmp_path / "run", rows, lock(), best("sft", rolled_back=False), ("sft",))
-    assert (
-        verdict(folder)
-        == "Best player: θ₀ (SFT). No self-play iteration was judged; held-out NLL 1.2480 per token."
-    )
+    assert verdict(folder) == "Best player: θ₀ (SFT). No self-play iteration was judged; held-out NLL 1.2480 per token."
     page = page_of(folder)
     assert "unfinished" not in page
     assert [plot.name for plot in draw(read_run(folder))] == ["nll", "answers", "seconds"]

@@ -25,8 +25,6 @@ class Batch:
     """
 
     input_ids_BL: Tensor
-    attention_BL: Tensor
-    position_ids_BL: Tensor
     first: int
     targets_BA: Tensor
     answer_BA: Tensor
@@ -39,18 +37,13 @@ def collate(rows: Sequence[Row], pad_id: int, device: torch.device | str) -> Bat
     if first < 0 or any(not answer for _, answer in rows):
         raise ValueError("a row has no prompt token or no answer token; its loss would silently be 0")
     ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
-    attention = torch.zeros((len(rows), length), dtype=torch.long)
     answer_mask = torch.zeros((len(rows), length), dtype=torch.bool)
     for index, (prompt, answer) in enumerate(rows):
         end = len(prompt) + len(answer)
         ids[index, :end] = torch.tensor(prompt + answer, dtype=torch.long)
-        attention[index, :end] = 1
         answer_mask[index, len(prompt) : end] = True
-    positions = torch.arange(length).expand(len(rows), length)
     return Batch(
         ids.to(device),
-        attention.to(device),
-        positions.to(device),
         first,
         ids[:, first + 1 :].to(device),
         answer_mask[:, first + 1 :].to(device),
