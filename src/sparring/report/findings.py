@@ -43,6 +43,8 @@ def headline_notes(run: Run) -> list[str]:
                 "One run, one seed: the interval covers the choice of held-out prompts, not of seeds. "
                 "The best player was chosen on these same prompts, which flatters it slightly."
             )
+        if text(run.best.get("player")).isdecimal():
+            notes.append("Whether more fine-tuning at the same cost would have done as well was not tried in this run.")
     return notes
 
 
