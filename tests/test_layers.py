@@ -46,6 +46,7 @@ ROWS = {
     "evaluation.answers": 1,
     "evaluation.statistics": 1,
     "evaluation.nll": 5,
+    "schedule": 1,
     "trainer": 6,
     "session": 6,
     "preparing": 7,

@@ -143,7 +143,9 @@ class OptimiserConfig(Section):
     max_grad_norm: PositiveFloat = 1.0
     micro_batch_tokens: PositiveInt = Field(8192, description="padded tokens per forward pass")
     gradient_checkpointing: bool = False
-    save_every: PositiveInt = Field(50, description="optimiser steps between checkpoints")
+    save_every: PositiveInt | None = Field(
+        None, description="optimiser steps between checkpoints; default: about one a minute"
+    )
 
 
 class EvaluationConfig(Section):

@@ -13,9 +13,10 @@ from sparring.evaluation.nll import mean_nll
 from sparring.models.flops import Flops
 from sparring.models.players import Player, fingerprint_tensors
 from sparring.run import Event, Phase
+from sparring.schedule import plan_steps
 from sparring.session import Session
 from sparring.tasks import PairTask, SFTTask, pair_rows
-from sparring.trainer import fit, plan_steps
+from sparring.trainer import fit
 
 # ---------------------------------------------------------------- supervised fine-tuning
 

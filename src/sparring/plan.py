@@ -31,7 +31,7 @@ from sparring.models.base import (
 )
 from sparring.models.players import Player, Ring
 from sparring.models.scoring import LOGITS, answer_logprobs
-from sparring.trainer import plan_steps
+from sparring.schedule import plan_steps
 
 
 @dataclass(frozen=True, slots=True)

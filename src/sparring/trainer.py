@@ -32,8 +32,10 @@ from sparring.errors import TrainingDiverged
 from sparring.files import remove, written
 from sparring.models.players import Ring
 from sparring.run import CHECKPOINTS, Run
+from sparring.schedule import rate_factor
 from sparring.tasks import Sums
 
+CHECKPOINT_SECONDS = 60.0
 OPTIMISERS = {"adamw": "adamw_torch", "rmsprop": "rmsprop", "sgd": "sgd"}
 
 
@@ -55,20 +57,6 @@ class Task(Protocol):
     def inspect(self, step: int, means: dict[str, float]) -> None:
         """Look at a step's metrics before its update; raise to stop the run."""
         ...
-
-
-def plan_steps(items: int, per_step: int, epochs: float, seed: int) -> list[list[int]]:
-    """All optimiser steps of a phase: shuffled passes, joined and cut, so only the last can be smaller.
-
-    A fraction of an epoch is a fraction of a pass. The plan depends on nothing but its arguments.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    wanted = max(1, round(items * epochs))
-    order: list[int] = []
-    while len(order) < wanted:
-        order += torch.randperm(items, generator=generator).tolist()
-    order = order[:wanted]
-    return [order[start : start + per_step] for start in range(0, wanted, per_step)]
 
 
 def fit(
@@ -113,17 +101,6 @@ def fit(
     return stopped
 
 
-def rate_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
-    """What the learning rate is multiplied by at `step` (from 0): a rise over `warmup` steps, then a course.
-
-    Never 0 before the last step is done, so that even a single step learns.
-    """
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    left = 1 - (step - warmup) / max(1, steps - warmup)
-    return {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[schedule]
-
-
 class Trainer(transformers.Trainer):
     """transformers.Trainer over optimiser steps, with a task for a loss."""
 
@@ -137,7 +114,7 @@ class Trainer(transformers.Trainer):
         rate: Callable[[int], float],
         arguments: TrainingArguments,
     ) -> None:
-        super().__init__(model=ring.model, args=arguments, train_dataset=steps, callbacks=[_Guard()])
+        super().__init__(model=ring.model, args=arguments, train_dataset=steps, callbacks=[_Guard(), _Minutely()])
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.run, self.ring, self.task, self.steps, self.watch, self.rate = (
@@ -244,6 +221,20 @@ class _Guard(TrainerCallback):
                 raise TrainingDiverged(_diverged(state.global_step + 1, "a gradient", args.output_dir))
 
 
+class _Minutely(TrainerCallback):
+    """A checkpoint when the last is a minute old; where it falls does not change what is learnt."""
+
+    def __init__(self) -> None:
+        self._saved = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._saved = time.monotonic()
+
+
 def _diverged(step: int, what: str, folder: str) -> str:
     last = _last_checkpoint(Path(folder))
     kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
@@ -288,7 +279,7 @@ def _arguments(
         max_grad_norm=optimiser.max_grad_norm,
         seed=seed,
         save_strategy="steps",
-        save_steps=optimiser.save_every,
+        save_steps=optimiser.save_every or steps,
         save_total_limit=None,
         logging_strategy="steps",
         logging_steps=1,
