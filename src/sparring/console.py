@@ -119,7 +119,8 @@ class Bars(Plain):
     def progress(self, done: int, total: int, event: Event) -> None:
         """Move the bar."""
         if self._task is None:
-            self._task = self._bars.add_task(title(self._phase), total=total, completed=done, numbers="")
+            name = title(self._phase).split(":")[0]  # the rest is for the line
+            self._task = self._bars.add_task(name, total=total, completed=done, numbers="")
         self._bars.update(self._task, completed=done, total=total, numbers=_numbers(event))
 
     def line(self, text: str) -> None:

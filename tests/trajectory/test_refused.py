@@ -95,7 +95,7 @@ def finished(done: Arena) -> Arena:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("selfplay.beta", "0.3"), ("seed", "1"), ("method.r", "2"), ("optimiser.save_every", "3")]
+    ("key", "value"), [("selfplay.beta", "0.3"), ("seed", "1"), ("method.r", "2"), ("generation.shard_size", "3")]
 )
 def test_a_folder_of_another_config(finished, key, value):
     before = contents(finished.run)
