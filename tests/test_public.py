@@ -58,7 +58,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 SURFACE = {
-    "run": {"--json", "--dry-run", "--debug"},
+    "run": {"--json", "--dry-run"},
     "check": {"--json"},
     "runs": {"--runs", "--json"},
     "report": {"--runs"},

@@ -42,7 +42,8 @@ def find_run(which: str, folder: Path) -> Path:
     if which == "last":
         if not locks:
             raise RunError(f"there is no run in {folder}; `sparring run` makes one, --runs names another folder")
-        return locks[-1].parent
+        begun = [lock for lock in locks if (lock.parent / "sft").exists()]
+        return (begun or locks)[-1].parent
     for place in (Path(which), folder / which):
         if (place / "run.lock.yaml").exists():
             return place
@@ -69,14 +70,16 @@ def answer(
     from sparring.models.players import Player, Ring
 
     quiet_libraries()
-    config = Config.model_validate({**lock["config"], "selfplay": {}})
+    config = Config.model_validate(lock["config"])
     base_folder = find_base(config.model)
     renderer = load_renderer(base_folder, config.model)
     ring = Ring(load_base(base_folder, config.model, renderer), config.method, config.model.base)
     seated = Player.load(folder) if folder else Player.untrained(ring.base)
     if folder is None and ring.base.fingerprint != lock["base"]["fingerprint"]:
         raise RunError(f"the base at {config.model.base} is not the one this run was made with; restore it")
-    ids = renderer.prompt((Message("user", prompt),), chat=_chats(run))
+    chat = _chats(run)
+    system = (Message("system", config.data.system),) if chat and config.data.system else ()
+    ids = renderer.prompt((*system, Message("user", prompt)), chat=chat)
     if len(ids) >= ring.base.context:
         raise InputError(
             f"the prompt has {len(ids)} tokens, but the model's context is {ring.base.context}; shorten the prompt"

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="sparring",
-    help="Low-rank self-play fine-tuning of small language models: SFT, then SPIN, honestly compared.",
+    help="Low-rank self-play fine-tuning of small language models: SFT, then SPIN, honestly compared. "
+    "--version tells the version; --debug, with any verb, shows the traceback of an internal error.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -48,7 +49,6 @@ def run(
     overrides: Overrides = None,
     as_json: JsonOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="the same as `sparring check`")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an internal error")] = False,
 ) -> None:
     """Fine-tune, then self-play: the whole job. The same command goes on after a kill."""
     settings = _config(config, overrides)
@@ -200,7 +200,14 @@ def main() -> None:
         import warnings
 
         warnings.simplefilter("ignore")
-    with _errors(debug="--debug" in sys.argv):
+    if sys.argv[1:] == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"sparring {version('sparring')}")
+        return
+    debug = "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]  # understood by every verb
+    with _errors(debug):
         app(standalone_mode=True)
 
 

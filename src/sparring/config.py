@@ -27,7 +27,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """A part of the config: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 class ModelConfig(Section):
@@ -73,7 +73,7 @@ class MethodConfig(Section):
     """How a player differs from the base."""
 
     name: Literal["lora"] = "lora"
-    r: PositiveInt = 16
+    r: Annotated[int, Field(gt=0, le=4096)] = 16
     alpha: PositiveFloat = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="during SFT only: self-play needs the player to start equal to the opponent"
@@ -94,11 +94,11 @@ class SFTConfig(Section):
 class SelfPlayConfig(Section):
     """Algorithm 1. Lists give one value per iteration."""
 
-    iterations: Annotated[int, Field(ge=0)] = 2
+    iterations: Annotated[int, Field(ge=0, le=1000)] = 2
     loss: Literal["logistic", "hinge", "exponential", "correlation", "squared"] = "logistic"
     reduction: Literal["sum", "mean"] = Field("sum", description="over an answer's token log-probs")
     beta: NonNegativeFloat | list[NonNegativeFloat] = Field(0.1, description="lambda in the paper")
-    lr: NonNegativeFloat | list[NonNegativeFloat] = 1e-5
+    lr: PositiveFloat | list[PositiveFloat] = 1e-5
     lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="one lr is multiplied by this after each iteration; a list of lr stands as it is"
     )
@@ -109,7 +109,7 @@ class SelfPlayConfig(Section):
     previous: Share | list[Share] = Field(
         1.0, description="share of the previous iteration's pairs that are trained on too"
     )
-    samples: PositiveInt = Field(1, description="synthetic answers per prompt, K")
+    samples: Annotated[int, Field(gt=0, le=1000)] = Field(1, description="synthetic answers per prompt, K")
     batch_size: PositiveInt = Field(32, description="prompts (pairs when K=1) per optimiser step")
     warmup: Share = 0.1
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -161,7 +161,7 @@ class EvaluationConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    name: str | None = Field(None, description="the run's folder under `runs`; default: the file's name")
+    name: str = Field("run", min_length=1, description="the run's folder under `runs`; default: the file's name")
     runs: str = "runs"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: PositiveInt | None = Field(None, description="CPU threads; default: the container's share")
@@ -185,7 +185,24 @@ class Config(Section):
                     f"selfplay.{key} lists {len(value)} values for {play.iterations} iterations; "
                     "give one value, or one per iteration"
                 )
+        for t in range(play.iterations):
+            if at(play.beta, t) == 0 and at(play.anchor, t) == 0:
+                raise ValueError(
+                    f"selfplay.beta and selfplay.anchor are both 0 in iteration {t}, so nothing would be learnt; "
+                    "give one of them a value above 0"
+                )
+        if self.evaluation.select == "exact_kl" and not self.in_laboratory:
+            raise ValueError(
+                'evaluation.select "exact_kl" is known only in the laboratory (data.train laboratory, no data.eval, '
+                "rendered as text); use nll"
+            )
         return self
+
+    @property
+    def in_laboratory(self) -> bool:
+        """Whether the data are the laboratory's own, so that p_data is known."""
+        data = self.data
+        return data.train == "laboratory" and data.eval is None and data.render != "chat"
 
 
 # Keys that do not change a run's result but for rounding, or whose content is fingerprinted instead (paths).
@@ -247,18 +264,26 @@ def build_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from None
+        raise ConfigError("; ".join(_explain(item) for item in _telling(error.errors()))) from None
+
+
+def _telling(errors: Sequence[Any]) -> Sequence[Any]:
+    """Where a value or a list is allowed, pydantic complains twice: keep the complaint that fits what was given."""
+    fitting = [
+        item
+        for item in errors
+        if not (item["type"] == "list_type" and not isinstance(item["input"], list))
+        and not (item["type"] in ("float_type", "int_type") and isinstance(item["input"], list))
+    ]
+    return fitting or errors
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f'override "{override}" is not key=value, as in selfplay.beta=0.3')
-    try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
-        raise ConfigError(f'override "{override}": the value is not YAML') from None
     *parents, last = key.split(".")
+    value = _value(override, key, text)
     node = tree
     for parent in parents:
         child = node.get(parent)
@@ -268,6 +293,24 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f'override "{override}": {parent} is not a section')
         node = child
     node[last] = value
+
+
+def _value(override: str, key: str, text: str) -> Any:
+    """The value of an override: YAML, or the text as it stands where only text is allowed (`data.split=[:100]`)."""
+    kind: Any = Config
+    for part in key.split("."):
+        inside = isinstance(kind, type) and issubclass(kind, BaseModel)
+        field = kind.model_fields.get(part) if inside else None
+        kind = field.annotation if field else None
+    if kind in (str, str | None):
+        return None if text in ("", "null") else text.strip("\"'")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        raise ConfigError(f'override "{override}": the value is not YAML; quotes around it may help') from None
+    if isinstance(value, dict) and any(v is None and ":" in str(k) for k, v in value.items()):
+        raise ConfigError(f'override "{override}": put a space after the colon, as in {{prompt: input}}')
+    return value
 
 
 def _explain(error: Any) -> str:
@@ -281,6 +324,10 @@ def _explain(error: Any) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     found = error["input"]
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return f"{key}: found {found!r}, which should be a section with settings of its own"
+    if found is None:
+        return f"{key}: nothing was given, which {error['msg'].removeprefix('Input ').lower()}"
     if isinstance(found, dict) or len(str(found)) > 60:
         found = f"a {type(found).__name__}"
     allowed = error["msg"].removeprefix("Input ").lower()

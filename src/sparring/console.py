@@ -51,6 +51,7 @@ class Plain:
 
     def __init__(self) -> None:
         self._phase, self._begun, self._spoken = "", 0.0, 0.0
+        self._held: list[str] = []  # what a phase has to say, under its line
 
     def __call__(self, event: Event) -> None:
         kind = event["event"]
@@ -60,10 +61,11 @@ class Plain:
             self.progress(*_progress(event), event)
         elif kind == "phase":
             self.line(f"{title(event['phase'])}  {clock(event['seconds'])}")
-        else:
-            text = _words(event)
-            if text:
+            for text in self._held:
                 self.line(text)
+            self._held = []
+        elif text := _words(event):
+            self._held.append(text)
 
     def progress(self, done: int, total: int, event: Event) -> None:
         """Say how far the phase is, if it was silent for a while."""

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from sparring.config import Config, decisive
-from sparring.data.load import load
+from sparring.data.load import Loaded, load
+from sparring.data.messages import Renderer
 from sparring.errors import InputError
 from sparring.files import digest
 from sparring.models.base import choose_device, find_base, fingerprint_folder, load_renderer, read_config
@@ -60,29 +62,41 @@ def open_session(config: Config, run: Run, command: str = "") -> Session:
         raise InputError(
             f"track names {missing[0]}, which is not installed; install it (pip install {missing[0]}), or leave it out"
         )
+    found = identify(config)
+    run.claim(config.model_dump(mode="json"), {"command": command, **_facts(config, found)}, found.same)
+    return Session(config, run, found.renderer, found.base_folder, found.loaded)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a config names, found and read.
+
+    same  what a run folder must have been made with to be gone on with
+    """
+
+    base_folder: Path
+    renderer: Renderer
+    loaded: Loaded
+    same: dict[str, Any]
+
+
+def identify(config: Config) -> Found:
+    """Find the base and read the data of a config; loads no weights."""
     quiet_libraries()
-    threads = config.threads or available_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(config.threads or available_threads())
     base_folder = find_base(config.model)
     renderer = load_renderer(base_folder, config.model)
     read_config(base_folder, config.model)
     loaded = load(config.data, config.seed)
-    base = {"name": config.model.base, "fingerprint": fingerprint_folder(base_folder)}
-    data = {
-        "description": loaded.description,
-        "train": config.data.train,
-        "eval": config.data.eval,
-        "counts": loaded.counts,
-        "fingerprint": loaded.fingerprint,
-    }
+    device, dtype = choose_device(config.model)
     same = {
         **decisive(config),
-        "base fingerprint": base["fingerprint"],
+        "computed on": f"{device.type} in {str(dtype).removeprefix('torch.')}",
+        "base fingerprint": fingerprint_folder(base_folder),
         "data fingerprint": loaded.fingerprint,
         "template fingerprint": digest([renderer.template, renderer.end_ids]),
     }
-    run.claim(config.model_dump(mode="json"), {"command": command, **_facts(config, base, data, threads)}, same)
-    return Session(config, run, renderer, base_folder, loaded)
+    return Found(base_folder, renderer, loaded, same)
 
 
 def run_job(config: Config, listeners: Sequence[Callable[[Event], None]] = (), command: str = "") -> Path:
@@ -98,7 +112,7 @@ def run_job(config: Config, listeners: Sequence[Callable[[Event], None]] = (), c
         return run.folder
 
 
-def _facts(config: Config, base: dict[str, Any], data: dict[str, Any], threads: int) -> dict[str, Any]:
+def _facts(config: Config, found: Found) -> dict[str, Any]:
     device, dtype = choose_device(config.model)
     packages = ("sparring", "torch", "transformers", "peft", "accelerate")
     return {
@@ -107,10 +121,16 @@ def _facts(config: Config, base: dict[str, Any], data: dict[str, Any], threads: 
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "hardware": {
             "cpu": platform.processor() or platform.machine(),
-            "threads": threads,
+            "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             "dtype": str(dtype).removeprefix("torch."),
         },
-        "base": base,
-        "data": data,
+        "base": {"name": config.model.base, "fingerprint": found.same["base fingerprint"]},
+        "data": {
+            "description": found.loaded.description,
+            "train": config.data.train,
+            "eval": config.data.eval,
+            "counts": found.loaded.counts,
+            "fingerprint": found.loaded.fingerprint,
+        },
     }

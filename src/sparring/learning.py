@@ -15,7 +15,7 @@ from sparring.models.players import Player, fingerprint_tensors
 from sparring.run import Event, Phase
 from sparring.schedule import plan_steps
 from sparring.session import Session
-from sparring.tasks import PairTask, SFTTask, pair_rows
+from sparring.tasks import PairTask, SFTTask
 from sparring.trainer import fit
 
 # ---------------------------------------------------------------- supervised fine-tuning
@@ -38,9 +38,11 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
         seed=session.seed("sft"), track=list(session.config.track), watch=lambda step, means: None,
     )  # fmt: skip
     session.ring.save(folder, start, session.run.folder, "sft")
-    trained = [(len(rows[i].prompt_ids) + len(rows[i].real_ids), len(rows[i].real_ids)) for step in steps for i in step]
-    flops = Flops.of(model).training([length for length, _ in trained], sum(scored for _, scored in trained))
-    return {"stopped": None, "tokens": sum(length for length, _ in trained), "flops": flops}
+    prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
+    items = [item for step in steps for item in step]
+    lengths = [prompts[i] + real[i] for i in items]
+    flops = Flops.of(model).training(lengths, sum(real[i] for i in items))
+    return {"stopped": None, "tokens": sum(lengths), "flops": flops}
 
 
 # ---------------------------------------------------------------- learning
@@ -66,7 +68,8 @@ def learn(
         )
     start = fingerprint_tensors(session.ring.trainable())
     rows = Rows([pairs.folder / "pairs.arrow"], Pair)
-    task = PairTask(session.ring.base, rows, config.selfplay, iteration, config.optimiser.micro_batch_tokens)
+    tokens, noise = config.optimiser.micro_batch_tokens, pairs.facts["noise"]
+    task = PairTask(session.ring.base, rows, config.selfplay, iteration, tokens, noise)
     epochs = at(config.selfplay.epochs, iteration)
     steps = plan_steps(len(rows), config.selfplay.batch_size, epochs, session.seed("order", iteration))
     stopped = fit(
@@ -78,14 +81,22 @@ def learn(
     if fingerprint_tensors(session.ring.trainable()) == start:
         raise LawBroken(
             f"law 11: after iteration {iteration} the player is still its opponent, bit for bit; "
-            "it did not learn: is selfplay.lr 0?"
+            "it did not learn: is selfplay.lr far too small?"
         )
     session.ring.save(folder, player, session.run.folder, f"{iteration}/player")
     done = max((event["step"] for event in session.run.events() if event["event"] == "step"), default=0)
-    trained = [row for step in steps[:done] for i in step for row in pair_rows(rows[i])]
-    lengths = [len(prompt) + len(answer) for prompt, answer in trained]
-    flops = Flops.of(model).training(lengths, sum(len(answer) for _, answer in trained))
+    lengths, scored = _trained_lengths(rows, steps[:done])
+    flops = Flops.of(model).training(lengths, scored)
     return {"stopped": stopped, "tokens": sum(lengths), "flops": flops}
+
+
+def _trained_lengths(rows: Rows[Pair], steps: list[list[int]]) -> tuple[list[int], int]:
+    """(length of every row that was trained on, answer tokens in them)."""
+    prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
+    synthetic = rows.inner_lengths("synthetic_ids")
+    items = [item for step in steps for item in step]
+    lengths = [prompts[i] + n for i in items for n in (real[i], *synthetic[i])]
+    return lengths, sum(real[i] + sum(synthetic[i]) for i in items)
 
 
 def _watch(session: Session, data: Phase, scores: Phase, steps: int) -> Callable[[int, dict[str, float]], str | None]:

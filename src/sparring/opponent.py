@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,17 @@ import torch
 
 from sparring.config import at
 from sparring.data.pairs import Pair, Played, Rows, write_stream
-from sparring.errors import DataError, LawBroken
+from sparring.errors import LawBroken
 from sparring.generation.play import played_rows
 from sparring.models.flops import Flops
 from sparring.models.players import Player
-from sparring.models.scoring import sampling_score, score
+from sparring.models.scoring import sampling_gap, score
 from sparring.run import Event, Phase
 from sparring.session import Session
 
 CHECKED = 256  # prompts whose answers are tested for being samples
-LARGEST_Z = 6.0  # a z-score beyond this comes by chance once in 500 million runs
+CHANCE = 1e-9  # how often a right run may be stopped by that test, at most
+REPEATED = 32  # prompts whose answers are scored twice, to know the rounding noise
 
 
 def score_pairs(
@@ -50,12 +52,24 @@ def score_pairs(
         sources.append((played_rows(before.folder), iteration - 1, share))
     counts = {"identical": 0, "pairs": 0, "previous_pairs": 0, "tokens": 0, "flops": 0}
     write_stream(folder / "pairs.arrow", _scored(session, model, sources, iteration, counts), Pair)
-    if counts["pairs"] == 0:
-        raise DataError(
-            "the opponent gave exactly the real answer to every prompt, so there is nothing left to tell apart; "
-            "fewer iterations will do"
-        )
-    return {**counts, "sampling_z": z, "opponent": player.fingerprint, "seated": session.ring.seated}
+    if counts["pairs"] + counts["previous_pairs"] == 0:
+        session.run.warn("the opponent gave exactly the real answer to every prompt: nothing is left to tell apart")
+    noise = _noise(session, model, fresh)
+    return {**counts, "sampling_z": z, "noise": noise, "opponent": player.fingerprint, "seated": session.ring.seated}
+
+
+def converged(pairs: Phase) -> bool:
+    """Whether the opponent gave every real answer: a fixed point, with nothing left to tell apart (law 2)."""
+    return not pairs.facts["pairs"] + pairs.facts["previous_pairs"]
+
+
+def _noise(session: Session, model: Any, fresh: Rows[Played]) -> float:
+    """Rounding noise of a log-prob per square root of a token: some answers scored alone and together (law 1)."""
+    rows = [(row.prompt_ids, ids) for row in fresh[:REPEATED] for ids in (row.real_ids, *row.synthetic_ids)]
+    together = score(model, session.ring.base, rows, session.config.optimiser.micro_batch_tokens)
+    alone = score(model, session.ring.base, rows, 1)
+    squares = [(a - b) ** 2 / len(ids) for a, b, (_, ids) in zip(together, alone, rows, strict=True)]
+    return math.sqrt(sum(squares) / len(squares))
 
 
 def _check_played(session: Session, data: Phase, played: Phase, fresh: Rows[Played], player: Player) -> None:
@@ -82,7 +96,7 @@ def _check_played(session: Session, data: Phase, played: Phase, fresh: Rows[Play
 
 
 def _check_samples(session: Session, model: Any, fresh: Rows[Played]) -> float | None:
-    """The z-score of law 5's condition y' ~ p_theta_t on some answers; None when sampling was not plain."""
+    """Test that y' ~ p_theta_t (law 5) on some answers; their z-score, or None when sampling was not plain."""
     generation = session.config.generation
     if generation.temperature != 1 or generation.top_p != 1:
         session.run.warn(
@@ -91,13 +105,13 @@ def _check_samples(session: Session, model: Any, fresh: Rows[Played]) -> float |
         )
         return None
     rows = [(row.prompt_ids, ids) for row in fresh[:CHECKED] for ids in row.synthetic_ids]
-    z = sampling_score(model, session.ring.base, rows, session.config.optimiser.micro_batch_tokens)
-    if abs(z) > LARGEST_Z:
+    gap = sampling_gap(model, session.ring.base, rows, session.config.optimiser.micro_batch_tokens)
+    if abs(gap.total) > gap.allowed(CHANCE):
         raise LawBroken(
-            f"law 5: the opponent's answers are not samples of p_θt: their log-probs are {z:+.1f} standard deviations "
-            f"from its entropy (allowed: {LARGEST_Z:g}); greedy decoding, another temperature or other weights"
+            f"law 5: the opponent's answers are not samples of p_θt: their log-probs are {gap.total:+.1f} nats from "
+            f"its entropy (by chance at most {gap.allowed(CHANCE):.1f}): greedy decoding, a temperature, other weights"
         )
-    return z
+    return gap.z
 
 
 def _scored(

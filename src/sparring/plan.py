@@ -13,24 +13,16 @@ import yaml
 
 from sparring.config import Config, at, learning_rate
 from sparring.console import clock
-from sparring.data.load import load
 from sparring.data.messages import Renderer, choose_template
 from sparring.data.pairs import Prompt
 from sparring.data.prepare import prepare
 from sparring.generation.local import MOST_ROWS, LocalGenerator, cache_tokens
 from sparring.generation.sampling import stream_keys
-from sparring.job import available_threads, quiet_libraries, run_folder
-from sparring.models.base import (
-    Base,
-    context_of,
-    count_parameters,
-    find_base,
-    load_base,
-    load_renderer,
-    read_config,
-)
+from sparring.job import Found, identify, run_folder
+from sparring.models.base import Base, context_of, count_parameters, load_base, read_config
 from sparring.models.players import Player, Ring
 from sparring.models.scoring import LOGITS, answer_logprobs
+from sparring.run import Run
 from sparring.schedule import plan_steps
 
 
@@ -44,12 +36,9 @@ class Plan:
 
 def plan(config: Config) -> Plan:
     """Read config, data and base, time a few passes, and say what the run will do. Raises as `run` would."""
-    quiet_libraries()
-    torch.set_num_threads(config.threads or available_threads())
-    folder = find_base(config.model)
-    renderer = load_renderer(folder, config.model)
+    found = identify(config)
+    folder, renderer, loaded = found.base_folder, found.renderer, found.loaded
     settings = read_config(folder, config.model)
-    loaded = load(config.data, config.seed)
     train, held_out, counts = prepare(loaded, renderer, config.data, context_of(settings))
     base = load_base(folder, config.model, renderer)
     parameters = count_parameters(base.model)
@@ -67,7 +56,7 @@ def plan(config: Config) -> Plan:
         "config": config.model_dump(mode="json"),
     }
     parts = [
-        _what(config, base, parameters, loaded.description, estimate),
+        _what(config, base, parameters, found, estimate),
         _counts(counts, lengths),
         _masked(renderer, train[0]),
         _costs(estimate),
@@ -79,17 +68,16 @@ def plan(config: Config) -> Plan:
 # ---------------------------------------------------------------- the plan in words
 
 
-def _what(config: Config, base: Base, parameters: int, description: str, estimate: dict[str, Any]) -> str:
+def _what(config: Config, base: Base, parameters: int, found: Found, estimate: dict[str, Any]) -> str:
     play = config.selfplay
     _, template = choose_template(config.model.template, base.renderer.tokenizer)
     ends = ", ".join(repr(base.renderer.tokenizer.decode([token])) for token in base.renderer.end_ids)
-    there = run_folder(config)
     lines = [
-        f"run       {there}" + (" (exists: it would go on)" if (there / "run.lock.yaml").exists() else ""),
+        f"run       {_where(config, found)}",
         f"base      {config.model.base}: {parameters:,} parameters, {str(base.dtype).removeprefix('torch.')} on "
         f"{base.device}, context {base.context}",
         f"template  {template}; an answer ends with {ends}",
-        f"data      {description}",
+        f"data      {found.loaded.description}",
         f"method    {config.method.name}, rank {config.method.r}: {estimate['trainable']:,} trained parameters",
         f"1. SFT: {config.sft.epochs:g} epochs, {estimate['sft_steps']} steps of {config.sft.batch_size}, "
         f"lr {config.sft.lr:g} → θ_0",
@@ -101,11 +89,28 @@ def _what(config: Config, base: Base, parameters: int, description: str, estimat
             f"lr {learning_rate(play, t):g}, anchor {at(play.anchor, t):g} → θ_{t + 1}; opponent: θ_{t}, never the base"
         )
     lines.append(f"{play.iterations + 2}. the best of all players by held-out {config.evaluation.select}, and a report")
+    limit = config.generation.max_new_tokens
+    if limit is not None and limit < estimate["long_answer"]:
+        lines.append(
+            f"note: a quarter of the real answers is longer than generation.max_new_tokens ({limit}); the opponent's "
+            "are cut there, so the player may learn length alone"
+        )
+    if len(found.loaded.eval) < 30:
+        lines.append(f"note: only {len(found.loaded.eval)} held-out rows: intervals will be rough, or missing")
     if config.generation.temperature != 1 or config.generation.top_p != 1:
         lines.append("note: with temperature or top_p other than 1 the opponent's answers are not samples of p_θt")
     if play.loss == "correlation":
         lines.append("note: the correlation loss is unbounded below; only early stopping ends an iteration")
     return "\n".join(lines)
+
+
+def _where(config: Config, found: Found) -> str:
+    """The run folder, and whether it is there already."""
+    folder = run_folder(config)
+    if not (folder / "run.lock.yaml").exists():
+        return str(folder)
+    difference = Run(folder).difference(found.same)
+    return f"{folder} (exists, made with {difference})" if difference else f"{folder} (exists: it would go on)"
 
 
 def _counts(counts: dict[str, int], lengths: dict[str, dict[str, int]]) -> str:
@@ -179,6 +184,7 @@ def _estimate(config: Config, base: Base, train: list[Prompt], held_out: list[Pr
     ids = sum(len(p.prompt_ids) + rows * len(p.real_ids) for p in train) * 4
     return {
         "prompts": len(train),
+        "long_answer": int(np.percentile([len(p.real_ids) for p in train], 75)),
         "trainable": trainable,
         "sft_steps": len(sft),
         "player_steps": steps,

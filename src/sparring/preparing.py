@@ -10,6 +10,14 @@ from sparring.models.base import context_of, read_config
 from sparring.run import Event
 from sparring.session import Session
 
+SIDES = {"train": "training", "eval": "held-out"}
+WARNINGS = {
+    "too_long": "were dropped: longer than data.max_length or the model's context",
+    "truncated": "had their answers cut, and have no end token",
+    "refused_by_template": "were dropped: the chat template refuses them",
+    "special_tokens_in_text": "hold special tokens in their text, which act as such; an end token ends the answer",
+}
+
 
 def prepare_data(session: Session, folder: Path) -> Event:
     """Render, fit to the context, and write train.arrow and eval.arrow."""
@@ -17,8 +25,8 @@ def prepare_data(session: Session, folder: Path) -> Event:
     train, held_out, counts = prepare(session.loaded, session.renderer, session.config.data, context)
     write_rows(folder / "train.arrow", train, Prompt)
     write_rows(folder / "eval.arrow", held_out, Prompt)
-    for name in ("train_too_long", "eval_too_long", "train_truncated"):
-        if counts.get(name):
-            what = "were cut" if name.endswith("truncated") else "were dropped: too long for the context"
-            session.run.warn(f"{counts[name]} {name.split('_')[0]} examples {what}")
+    for side in ("train", "eval"):
+        for name, what in WARNINGS.items():
+            if counts.get(f"{side}_{name}"):
+                session.run.warn(f"{counts[f'{side}_{name}']} {SIDES[side]} examples {what}")
     return {**counts, "chat": session.loaded.train[0].chat}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from sparring.errors import RunError
+from sparring.errors import InputError, RunError
 from sparring.files import digest, fingerprint_file, read_json, remove, sweep, write_atomic
 
 Event = dict[str, Any]
@@ -74,8 +75,21 @@ class Run:
             ) from None
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, InputError):
+            self._withdraw()
         self._lock.release()
+
+    def _withdraw(self) -> None:
+        """Leave no trace of a run that was refused before anything was made."""
+        names = {path.name for path in self.folder.iterdir()}
+        if not names <= {".lock", "run.lock.yaml", "metrics.jsonl", "data.partial"}:
+            return
+        for name in names - {"data.partial"}:
+            (self.folder / name).unlink()
+        if "data.partial" in names:
+            shutil.rmtree(self.folder / "data.partial")
+        self.folder.rmdir()
 
     # ------------------------------------------------------------ identity
 
@@ -88,20 +102,25 @@ class Run:
         path = self.folder / "run.lock.yaml"
         if path.exists():
             sweep(self.folder)
-            difference = next(_differences(json.loads(json.dumps(same)), _same(path)), None)
-            if difference is None:
-                return
-            if self._trained():
-                key, mine, theirs = difference
+            difference = self.difference(same)
+            if difference and self._trained():
                 raise RunError(
-                    f"{self.folder} was made with {key}: {theirs!r}, now it is {mine!r}; "
-                    "put it back, or start another run with name=..."
+                    f"{self.folder} was made with {difference}; put it back, or start another run with name=..."
                 )
-            remove(self.folder / "data")  # nothing was trained yet: a corrected config may have the folder
+            if difference:
+                remove(self.folder / "data")  # nothing was trained yet: a corrected config may have the folder
         else:
             self._only_mine(path)
         content = {**facts, "config": config, "same": json.loads(json.dumps(same))}
         write_atomic(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+    def difference(self, same: dict[str, Any]) -> str | None:
+        """The first setting or input that differs from those the folder was made with, in words."""
+        path = self.folder / "run.lock.yaml"
+        if not path.exists():
+            return None
+        found = next(_differences(json.loads(json.dumps(same)), _same(path)), None)
+        return found and f"{found[0]}: {found[2]!r}, now it is {found[1]!r}"
 
     def _trained(self) -> bool:
         """Whether the folder holds anything that took work: a phase beyond the data, or a checkpoint."""

@@ -18,7 +18,7 @@ from sparring.evaluation.choose import choose
 from sparring.evaluation.judge import judge
 from sparring.generation.play import play
 from sparring.learning import fine_tune, learn
-from sparring.opponent import score_pairs
+from sparring.opponent import converged, score_pairs
 from sparring.preparing import prepare_data
 from sparring.run import Phase
 from sparring.session import Session
@@ -36,6 +36,8 @@ def self_play(session: Session) -> Phase:
     for t in range(session.config.selfplay.iterations):
         played = once(f"{t}/played", play, data, opponent, iteration=t)  # y' ~ p_θt
         pairs = once(f"{t}/pairs", score_pairs, data, opponent, played, before, iteration=t)  # log p_θt
+        if converged(pairs):
+            break
         player = once(f"{t}/player", learn, opponent, pairs, data, scores, iteration=t)  # θ_{t+1}
         scores = once(f"{t}/scores", judge, data, player, start, scores, label=f"θ_{t + 1}", iteration=t)
         judged.append(scores)

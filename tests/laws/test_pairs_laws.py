@@ -14,10 +14,11 @@ import torch
 from sparring.data.collate import collate
 from sparring.data.pairs import Pair, Rows, write_rows
 from sparring.errors import LawBroken
+from sparring.evaluation.judge import judge
 from sparring.generation.local import LocalGenerator
 from sparring.generation.sampling import stream_keys
 from sparring.models.players import Player
-from sparring.models.scoring import answer_logprobs, sampling_score, score
+from sparring.models.scoring import answer_logprobs, sampling_gap, score
 from sparring.objectives.pairwise import LOSSES, at_zero
 from tests.laws.lab import Game, dot, gradients, pair_rows, session, size, task
 
@@ -151,6 +152,33 @@ def test_law_2_identical_pairs_are_dropped_and_counted(game: Game, first: Rows[P
     assert facts["identical"] > 0
 
 
+def test_law_2_an_opponent_that_gives_every_real_answer_ends_the_loop(tmp_path: Path) -> None:
+    from sparring.selfplay import self_play
+
+    file = tmp_path / "same.jsonl"
+    row = {"completion": "1+1=2;2+2=4"}
+    file.write_text("".join(json.dumps({"prompt": f"{i % 10}+1+2=", **row}) + "\n" for i in range(30)))
+    with session(tmp_path, f"data.train={file}", "data.split=train", "sft.epochs=60", "data.eval_size=3") as opened:
+        best = self_play(opened)
+    assert best.facts == {"player": "sft"}
+    assert (best.folder.parent / "0" / "pairs").exists()
+    assert not (best.folder.parent / "0" / "player").exists()
+
+
+def test_held_out_margin_follows_the_reduction(tmp_path: Path) -> None:
+    margins = {}
+    for reduction in ("sum", "mean"):
+        with session(tmp_path, f"selfplay.reduction={reduction}", "selfplay.beta=1", name=reduction) as opened:
+            played = Game(opened)
+            _, _, player = played.iteration(played.start, 0)
+            made = opened.once(
+                "0/scores", judge, played.data, player, played.start, played.scores, label="θ_1", iteration=0
+            )
+            events = map(json.loads, (made.folder / "metrics.jsonl").read_text().splitlines())
+            margins[reduction] = next(event["margin"] for event in events if event["event"] == "scores")
+    assert 0 < abs(margins["mean"]) < abs(margins["sum"]) / 3  # answers have about 12 tokens
+
+
 def test_law_3_beta_zero_and_shifts(game: Game, first: Rows[Pair], tmp_path: Path) -> None:
     challenge(game)
     items = list(range(8))
@@ -222,7 +250,7 @@ def test_law_5_needs_samples_not_greedy_answers(game: Game) -> None:
 def test_greedy_negatives_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sparring.generation.local as local
 
-    with session(tmp_path, "selfplay.samples=6") as opened:
+    with session(tmp_path, "selfplay.samples=12") as opened:
         played = Game(opened)
         choose = local.choose
         monkeypatch.setattr(local, "choose", lambda logits, u, temperature, top_p: choose(logits, u, 0.0, top_p))
@@ -238,18 +266,18 @@ def test_chosen_greedy_is_warned_about(tmp_path: Path) -> None:
         assert "not samples" in (pairs.folder / "metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize(("temperature", "caught"), [(1.0, False), (0.0, True), (0.6, True)])
+@pytest.mark.parametrize(("temperature", "caught"), [(1.0, False), (0.0, True), (0.5, True)])
 def test_sampling_score_tells_samples(game: Game, temperature: float, caught: bool) -> None:
     opened = game.session
     model = opened.ring.seat(Player.load(game.start.folder))
     settings = opened.config.generation.model_copy(update={"temperature": temperature})
-    prompts = [p.prompt_ids for p in opened.prompts(game.data, "train")[:]] * 6
+    prompts = [p.prompt_ids for p in opened.prompts(game.data, "train")[:]] * 16
     keys = stream_keys(0, 0, [0] * len(prompts), list(range(len(prompts))))
     answers = LocalGenerator(model, opened.ring.base, settings)(prompts, keys, 16)
     rows = [(prompt, answer.ids) for prompt, answer in zip(prompts, answers, strict=True)]
-    z = sampling_score(model, opened.ring.base, rows, 4096)
-    assert (abs(z) > 6) == caught
-    assert caught or abs(z) < 3
+    gap = sampling_gap(model, opened.ring.base, rows, 4096)
+    assert (abs(gap.total) > gap.allowed(1e-9)) == caught
+    assert caught or abs(gap.z) < 3
 
 
 # ---------------------------------------------------------------- law 6
@@ -346,7 +374,7 @@ def test_law_11_pairs_of_another_player_are_caught(tmp_path: Path) -> None:
 
 
 def test_law_11_a_player_that_does_not_move_is_caught(tmp_path: Path) -> None:
-    with session(tmp_path, "selfplay.lr=0") as opened:
+    with session(tmp_path, "selfplay.lr=1e-30") as opened:
         played = Game(opened)
         with pytest.raises(LawBroken, match="still its opponent"):
             played.iteration(played.start, 0)

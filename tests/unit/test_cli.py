@@ -54,8 +54,14 @@ def rows(path: Path, *items: object) -> str:
         ("sefplay.beta=1", ['"sefplay" is not known', '"selfplay"']),
         ("selfplay.samples=0", ["selfplay.samples", "0", "greater than 0"]),
         ("selfplay.iterations=-1", ["selfplay.iterations", "-1"]),
-        ("selfplay.lr=-1e-5", ["selfplay.lr", "greater than or equal to 0"]),
+        ("selfplay.lr=-1e-5", ["selfplay.lr", "greater than 0"]),
+        ("selfplay.lr=0", ["selfplay.lr", "greater than 0"]),
         ("selfplay.lr=fast", ["selfplay.lr", "'fast'", "number"]),
+        ("selfplay.iterations=99999999999", ["selfplay.iterations", "less than or equal to 1000"]),
+        ("method.r=100000", ["method.r", "less than or equal to 4096"]),
+        ("name=", ["name", "nothing was given"]),
+        ("data.columns={prompt:foo}", ["space after the colon"]),
+        ("selfplay=3", ["selfplay", "3", "section"]),
         ("selfplay.beta=[0.1,0.2]", ["selfplay.beta lists 2 values for 3 iterations"]),
         ("selfplay.beta=.nan", ["selfplay.beta", "finite"]),
         ("sft.batch_size=2.5", ["sft.batch_size", "2.5", "integer"]),
@@ -191,7 +197,14 @@ def test_nothing_is_written_when_refused(here: Path, capsys: pytest.CaptureFixtu
     refused(capsys, "run", "selfplay.bata=1")
     assert not (here / "runs").exists()
     refused(capsys, "run", "data.train=./nowhere.jsonl")
-    assert [p.name for p in (here / "runs").rglob("*") if p.is_file() and p.name != ".lock"] == []
+    refused(capsys, "run", "data.max_length=3")
+    assert list(here.rglob("*")) == [here / "runs"]
+
+
+def test_a_corrected_config_may_have_the_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, "run", "name=one", *FAST, "method.target_modules=[nothing]")
+    assert (here / "runs/one/data").exists()
+    assert call("run", "name=one", *FAST) == 0
 
 
 def test_check_writes_nothing_and_shows_the_mask(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,9 +246,34 @@ def test_a_run_from_start_to_report(here: Path, capsys: pytest.CaptureFixture[st
     assert 'no run "two"' in refused(capsys, "sample", "two", "1+2+3=")
     assert "context is 64" in refused(capsys, "sample", "last", "1" * 80)
     assert "empty" in refused(capsys, "sample", "last", " ")
+    neutral = ["optimiser.micro_batch_tokens=512", "optimiser.save_every=7", "generation.batch_tokens=999"]
+    assert call("run", "name=one", *FAST, *neutral, "threads=2", "evaluation.show=1") == 0
+    assert "show: 1" in (here / "runs/one/run.lock.yaml").read_text()
+    capsys.readouterr()
+    assert call("check", "name=one", *FAST, "selfplay.beta=0.3") == 0
+    assert "exists, made with selfplay.beta" in capsys.readouterr().out
     message = refused(capsys, "run", "name=one", *FAST, "selfplay.beta=0.3")
     assert "selfplay.beta" in message
     assert "name=" in message
+
+
+def test_damaged_adapter_is_one_sentence(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", "name=one", *FAST) == 0
+    (here / "runs/one/sft/adapter_model.safetensors").write_bytes(b"garbage")
+    capsys.readouterr()
+    assert "is damaged" in refused(capsys, "sample", "one", "1+2+3=", "--player", "sft")
+
+
+def test_slices_need_no_quotes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = rows(here / "a.jsonl", *({"prompt": f"{i}+1=", "completion": f"{i + 1}"} for i in range(40)))
+    for split, count in (("[:20]", 20), ("train[-5:]", 5), ("[50%:]", 20)):
+        assert call("check", f"data.train={file}", f"data.split={split}", "--json", "threads=1") == 0
+        assert json.loads(capsys.readouterr().out)["counts"]["rows"] == count
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--version") == 0
+    assert capsys.readouterr().out.startswith("sparring ")
 
 
 def test_same_seed_same_answers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

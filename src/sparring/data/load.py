@@ -93,6 +93,10 @@ def _held_out(train: Iterable[Conversation], config: DataConfig, seed: int, abou
     prompts = sorted({_prompt(one) for one in train}, key=lambda prompt: _rank(seed, prompt))
     size = config.eval_size
     count = min(config.eval_limit, max(1, round(size * len(prompts)))) if size < 1 else int(size)
+    if len(prompts) == 1:
+        raise DataError(
+            f"{about} has one distinct prompt, and holding it out leaves none to train on; give more data, or data.eval"
+        )
     if count >= len(prompts):
         raise DataError(
             f"data.eval_size {size:g} holds {count} of the {len(prompts)} distinct prompts of {about} out, "
@@ -139,6 +143,8 @@ def _conversations(
         first, last, _ = slice(_bound(start, total), _bound(stop, total)).indices(total)
         numbered = rows.read(first, max(first, last))
         head = list(islice(numbered, _LOOKED_AT))
+        if not total:
+            raise DataError(f"{where} is empty: it holds no row; give a file with prompts and answers")
         if not head:
             raise DataError(f'{where}: "{value}" (data.{key}) selects none of its {total} rows')
         entry = choose_format(_columns(head), config, where)
@@ -151,7 +157,11 @@ def _conversations(
                 if config.bad_rows == "error":
                     raise
                 bad[f"bad: {fault.reason}"] += 1
-    except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowException) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where} is not UTF-8 text (byte {error.start}: {error.object[error.start]:#04x}); save it as UTF-8"
+        ) from error
+    except (OSError, csv.Error, pyarrow.ArrowException) as error:
         raise DataError(f"{where} cannot be read: {one_line(error)}") from error
     counts.update(bad)
     if not made:

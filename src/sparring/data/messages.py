@@ -128,8 +128,9 @@ class Renderer:
 
     def _example(self, messages: tuple[Message, ...], conversation: Conversation) -> Example:
         if conversation.chat:
-            before = self._text(messages[:-1], ask=True)
-            full = self._text(messages, ask=False)
+            source = f"{conversation.source}: "
+            before = self._text(messages[:-1], ask=True, source=source)
+            full = self._text(messages, ask=False, source=source)
             if not full.startswith(before):
                 raise DataError(
                     f"{conversation.source}: the chat template renders the answered conversation differently from "
@@ -143,7 +144,7 @@ class Renderer:
             answer_ids = self._close(answer_ids, self.tokenizer.eos_token_id)
         return Example(prompt_ids, answer_ids, True, conversation.source)
 
-    def _text(self, messages: tuple[Message, ...], ask: bool) -> str:
+    def _text(self, messages: tuple[Message, ...], ask: bool, source: str = "") -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         tries = [turns]
         if turns[0]["role"] == "system" and len(turns) > 1 and turns[1]["role"] == "user":
@@ -155,7 +156,7 @@ class Renderer:
                 return self._apply(attempt, ask)
             except TemplateError as error:
                 reason = str(error)
-        raise DataError(f"the chat template refuses these turns: {reason}; give another model.template")
+        raise DataError(f"{source}the chat template refuses these turns: {reason}; give another model.template")
 
     def _apply(self, turns: list[dict[str, str]], ask: bool) -> str:
         return str(

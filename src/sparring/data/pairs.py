@@ -172,3 +172,13 @@ class Rows(Sequence[Row], Generic[Row]):
         import pyarrow.compute as pc
 
         return [int(n) for n in pc.list_value_length(self._table.column(name)).to_pylist()]
+
+    def inner_lengths(self, name: str) -> list[list[int]]:
+        """The numbers of ids in a column of lists of lists, row by row."""
+        import pyarrow.compute as pc
+
+        found: list[list[int]] = []
+        for chunk in self._table.column(name).chunks:
+            inner = iter(pc.list_value_length(chunk.flatten()).to_pylist())
+            found += [[next(inner) for _ in range(n)] for n in pc.list_value_length(chunk).to_pylist()]
+        return found

@@ -33,12 +33,37 @@ def prepare(
 def _examples(
     conversations: Sequence[Conversation], renderer: Renderer, config: DataConfig, length: int, side: str
 ) -> tuple[list[Example], dict[str, int]]:
-    rendered = [example for item in conversations for example in renderer.render(item, config.turns)]
+    rendered: list[Example] = []
+    refused = special = 0
+    for conversation in conversations:
+        special += holds_special(conversation, renderer)
+        try:
+            rendered += renderer.render(conversation, config.turns)
+        except DataError:
+            if config.bad_rows == "error":
+                raise
+            refused += 1
     kept, counts = fit(rendered, length, config.too_long)
     if not kept:
-        shortest = min(len(example.prompt_ids) for example in rendered)
-        raise DataError(
-            f"none of the {len(rendered)} {side} examples fits {length} tokens (the shortest prompt has {shortest}); "
-            "use shorter data, a model with a longer context, or data.too_long=truncate"
-        )
-    return kept, counts
+        raise DataError(_nothing_fits(rendered, config, length, side))
+    return kept, {**counts, "refused_by_template": refused, "special_tokens_in_text": special}
+
+
+def holds_special(conversation: Conversation, renderer: Renderer) -> bool:
+    """Whether a text holds what the tokenizer reads as a special token, such as `</s>`: it then acts as one."""
+    texts = [message.content for message in conversation.messages]
+    return any(token in text for text in texts for token in renderer.tokenizer.all_special_tokens)
+
+
+def _nothing_fits(rendered: list[Example], config: DataConfig, length: int, side: str) -> str:
+    if not rendered:
+        return f"the chat template refuses every {side} row; give another model.template, or set data.bad_rows: error"
+    prompt = min(len(example.prompt_ids) for example in rendered)
+    whole = min(len(example.prompt_ids) + len(example.answer_ids) for example in rendered)
+    ways = ["use shorter data", "raise data.max_length" if config.max_length else "take a model with a longer context"]
+    if config.too_long != "truncate" and prompt < length:
+        ways.append("set data.too_long=truncate")
+    return (
+        f"none of the {len(rendered)} {side} examples fits {length} tokens (the shortest prompt has {prompt}, the "
+        f"shortest prompt with its answer {whole}); {', or '.join(ways)}"
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sparring.errors import ConfigError
 from sparring.files import write_atomic
 from sparring.run import Event, Phase
 from sparring.session import Session
@@ -17,8 +16,6 @@ def choose(session: Session, folder: Path, *judged: Phase) -> Event:
     judged  the judgements of theta_0, theta_1, …; writes best.json with the values and the reason.
     """
     metric = session.config.evaluation.select
-    if metric == "exact_kl" and session.config.data.train != "laboratory":
-        raise ConfigError('evaluation.select "exact_kl" is known only in the laboratory; use nll')
     values = {phase.name.removesuffix("-scores").removesuffix("/scores"): _value(phase, metric) for phase in judged}
     best = min(values, key=lambda name: values[name])
     last = list(values)[-1]

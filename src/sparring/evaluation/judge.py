@@ -63,7 +63,7 @@ def judge(
     facts |= describe([row[0].ids for row in answers], [row[0].finish == "end" for row in answers])
     shape = describe([p.real_ids for p in prompts], [p.real_ended for p in prompts])
     facts |= {f"real_{name}": value for name, value in shape.items()}
-    if session.config.data.train == "laboratory":
+    if session.config.in_laboratory:
         facts["exact"] = _exact(session, who, prompts)
     rows = [
         {
@@ -80,10 +80,18 @@ def judge(
     ]
     write_atomic(folder / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     session.run.log({"event": "scores", **facts})
-    lengths = [len(a.ids) for row in answers for a in row]
+    passes = 2 + (player != start) + (facts["accuracy"] is not None)
+    return {"nll": facts["nll"], "exact": facts.get("exact"), **_cost(session, prompts, answers, passes)}
+
+
+def _cost(session: Session, prompts: Sequence[Prompt], answers: list[list[Answer]], passes: int) -> Event:
+    """Tokens and FLOPs of decoding, and of `passes` forward passes over the held-out answers."""
+    flops = Flops.of(session.ring.base.model)
     asked = [len(p.prompt_ids) for p, row in zip(prompts, answers, strict=True) for _ in row]
-    flops = Flops.of(session.ring.base.model).decoding(asked, lengths)
-    return {"nll": facts["nll"], "exact": facts.get("exact"), "tokens": sum(lengths), "flops": flops}
+    said = [len(a.ids) for row in answers for a in row]
+    lengths = [a + b for a, b in zip(asked, said, strict=True)]
+    total = flops.decoding(asked, said) + passes * flops.forward(lengths, sum(said))
+    return {"tokens": sum(lengths), "sampled": sum(said), "flops": total}
 
 
 def _name(player: Phase | None) -> str:
@@ -150,11 +158,16 @@ def _tell_apart(
     rows = [(p.prompt_ids, ids) for p, row in zip(prompts, judged, strict=True) for ids in row["ids"]]
     values = score(model, session.ring.base, rows, session.config.optimiser.micro_batch_tokens)
     samples = len(judged[0]["ids"])
+    real_B = torch.ones(len(prompts), dtype=torch.float64)
+    synthetic_BK = torch.ones(len(prompts), samples, dtype=torch.float64)
+    if session.config.selfplay.reduction == "mean":
+        real_B = torch.tensor([len(p.real_ids) for p in prompts], dtype=torch.float64)
+        synthetic_BK = torch.tensor([[len(ids) for ids in row["ids"]] for row in judged], dtype=torch.float64)
     m_BK = margin(
-        torch.tensor(real, dtype=torch.float64),
-        torch.tensor(values, dtype=torch.float64).view(-1, samples),
-        torch.tensor([row["real_logprob"] for row in judged], dtype=torch.float64),
-        torch.tensor([row["logprobs"] for row in judged], dtype=torch.float64),
+        torch.tensor(real, dtype=torch.float64) / real_B,
+        torch.tensor(values, dtype=torch.float64).view(-1, samples) / synthetic_BK,
+        torch.tensor([row["real_logprob"] for row in judged], dtype=torch.float64) / real_B,
+        torch.tensor([row["logprobs"] for row in judged], dtype=torch.float64) / synthetic_BK,
         at(session.config.selfplay.beta, iteration),
     )
     return {"accuracy": accuracy(m_BK).mean().item(), "margin": m_BK.mean().item()}

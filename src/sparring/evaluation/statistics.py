@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 Interval = tuple[float, float]
+FEWEST = 10  # prompts; with fewer, a bootstrap shows little but the extremes
 
 
 def _ratio(total: Any, tokens: Any, axis: int = -1) -> Any:
@@ -16,8 +17,8 @@ def _ratio(total: Any, tokens: Any, axis: int = -1) -> Any:
 
 
 def per_token(logprobs: Sequence[float], tokens: Sequence[int], seed: int = 0) -> Interval | None:
-    """95 % interval of -sum(logprobs)/sum(tokens), by resampling prompts; None with fewer than two prompts."""
-    if len(logprobs) < 2:
+    """95 % interval of -sum(logprobs)/sum(tokens), by resampling prompts; None with fewer than FEWEST."""
+    if len(logprobs) < FEWEST:
         return None
     data = (-np.asarray(logprobs, dtype=float), np.asarray(tokens, dtype=float))
     found = stats.bootstrap(

@@ -75,6 +75,7 @@ def _facts(session: Session, played: Rows[Played], fingerprint: str) -> Event:
         "opponent": fingerprint,
         "answers": len(lengths),
         "cut": cut,
-        "tokens": sum(lengths),
+        "tokens": sum(prompts) + sum(lengths),
+        "sampled": sum(lengths),
         "flops": Flops.of(session.ring.base.model).decoding(prompts, lengths),
     }

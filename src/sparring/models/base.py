@@ -99,6 +99,7 @@ def _download(config: ModelConfig) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    patterns += ["*.py"] if config.trust_remote_code else []
     try:
         found = snapshot_download(config.base, revision=config.revision, allow_patterns=patterns)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -190,8 +191,10 @@ def wrap_base(model: Any, renderer: Renderer, fingerprint: str) -> Base:
 def fingerprint_folder(folder: Path) -> str:
     """sha256 over config.json, the tokenizer and every *.safetensors: the model's content, not its path."""
     total = hashlib.sha256()
-    names = ["config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"]
-    files = [folder / name for name in names if (folder / name).exists()] + sorted(folder.glob("*.safetensors"))
+    names = ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+    names += ["tokenizer.model", "vocab.json", "merges.txt"]
+    files = [folder / name for name in names if (folder / name).exists()]
+    files += sorted([*folder.glob("*.safetensors"), *folder.glob("*.py")])
     for file in files:
         total.update(file.name.encode())
         if file.name == "config.json":

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -197,8 +198,14 @@ class Ring:
         if about["base"] != self.base.fingerprint:
             raise ModelError(f"the adapter {folder} was trained on another base; give the base it belongs to")
         self._add(name, PeftConfig.from_pretrained(str(folder)))
+        try:
+            weights = load_file(folder / "adapter_model.safetensors")
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"the adapter {folder} is damaged ({error}); remove the folder to make it again"
+            ) from error
         with _peft_warnings():
-            set_peft_model_state_dict(self._wrapped, load_file(folder / "adapter_model.safetensors"), adapter_name=name)
+            set_peft_model_state_dict(self._wrapped, weights, adapter_name=name)
         return fingerprint_tensors(self._tensors(name))
 
     def _merge(self, folder: Path) -> str:

@@ -69,23 +69,42 @@ def score(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> list[floa
     return result
 
 
-@torch.no_grad()
-def sampling_score(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> float:
-    """How far answers are from being samples of the seated player: a z-score, near N(0, 1) if they are.
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """How far answers are from being samples of a player: a sum of martingale differences, in nats.
 
-    A sampled token's log-prob has mean -H and a variance that are known from the distribution it was
-    drawn from, so sum(log p + H) / sqrt(sum Var) is a martingale in units of its standard deviation.
-    Greedy answers, another temperature, another template or another player's answers show as |z| >> 1.
+    A sampled token's log-prob has mean -H and a variance, both known from the distribution it was drawn
+    from. total: sum(log p + H); variance: sum Var; largest: max |log p + H|.
     """
-    gap = variance = 0.0
+
+    total: float
+    variance: float
+    largest: float
+
+    @property
+    def z(self) -> float:
+        """The total in standard deviations; near N(0, 1) for samples, unless tokens are nearly certain."""
+        return self.total / math.sqrt(self.variance) if self.variance > 0 else 0.0
+
+    def allowed(self, chance: float) -> float:
+        """What |total| exceeds with at most this probability (Freedman 1975, Bernstein's bound for martingales)."""
+        log = math.log(2 / chance)
+        return math.sqrt(2 * log * self.variance) + 2 / 3 * log * self.largest
+
+
+@torch.no_grad()
+def sampling_gap(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> Gap:
+    """The gap of some answers under the seated player. Greedy answers, a temperature or others' answers show."""
+    total = variance = largest = 0.0
     for indices in split_rows(range(len(rows)), [[row] for row in rows], base, tokens):
         batch = collate([rows[i] for i in indices], base.pad_id, base.device)
         logits_BAV = _logits(model, batch, base)
         entropy_BA, variance_BA = entropies(logits_BAV)
-        surprise_BA = token_logprobs(logits_BAV, batch.targets_BA) + entropy_BA
-        gap += surprise_BA[batch.answer_BA].double().sum().item()
-        variance += variance_BA[batch.answer_BA].double().sum().item()
-    return gap / math.sqrt(variance) if variance > 0 else 0.0
+        surprise = (token_logprobs(logits_BAV, batch.targets_BA) + entropy_BA)[batch.answer_BA].double()
+        total += surprise.sum().item()
+        variance += variance_BA[batch.answer_BA].double().clamp(min=0).sum().item()
+        largest = max(largest, surprise.abs().max().item())
+    return Gap(total, variance, largest)
 
 
 def _chunks(items: range, size: int) -> Iterator[range]:

@@ -10,6 +10,8 @@ from sparring.report.tables import fixed, interval, percent, phase_label
 
 END_RATE_GAP = 0.1
 DISPLACED = 0.05  # nats per answer
+NEGLIGIBLE = 0.001  # nats per token
+FEW = 30  # held-out prompts
 LENGTH_RATIO = 1.33
 
 
@@ -27,9 +29,10 @@ def verdict_of(run: Run) -> str:
     why = text(run.best.get("why")).strip()
     if not run.scores:
         return f"{head} {why}".strip()
+    harm = " ".join(_harmed(run))
     if player == run.start or player == "base":
-        return f"{head} {_kept(run, player)}"
-    return f"{head} {_against_start(run, player)}{_rolled_back(run, player)}"
+        return f"{head} {_kept(run, player)} {harm}".strip()
+    return f"{head} {_against_start(run, player)}{_rolled_back(run, player)} {harm}".strip()
 
 
 def headline_notes(run: Run) -> list[str]:
@@ -101,6 +104,8 @@ def _against_start(run: Run, player: str) -> str:
     prompts = number(row, "n")
     over = f", 95 % over {prompts:.0f} prompts" if prompts else ", 95 %"
     measured += f": difference {fixed(mean, sign=True)} {interval(low, high, sign=True)}{over}."
+    if max(abs(low), abs(high)) < NEGLIGIBLE:
+        return f"{measured} That is less than {NEGLIGIBLE} nats: no difference of practical size."
     if low <= 0 <= high:
         return f"{measured} The interval includes 0: no difference seen."
     if high < 0:
@@ -121,10 +126,30 @@ def _rolled_back(run: Run, player: str) -> str:
 def warnings_of(run: Run) -> list[str]:
     """Every warning the run logged, then those the numbers give."""
     logged = [f"{phase_label(phase)}: {said}" if phase else said for phase, said in run.warnings]
-    found = [*logged, *_displaced(run), *_worse(run), *_unlike_real(run)]
+    found = [*logged, *_harmed(run), *_few(run), *_displaced(run), *_worse(run), *_unlike_real(run)]
     if run.unreadable:
         found.append(f"{run.unreadable} lines of metrics.jsonl could not be read and are left out")
     return list(dict.fromkeys(pretty(line) for line in found))
+
+
+def _harmed(run: Run) -> list[str]:
+    """The untrained base is better than theta_0: fine-tuning did harm, and self-play stands on it."""
+    row, start = run.scores.get("base", {}), run.scores.get(run.start, {})
+    paired, mine, theirs = difference(row), number(row, "nll"), number(start, "nll")
+    better = paired[2] < 0 if paired else mine is not None and theirs is not None and mine < theirs
+    if run.start == "base" or not better:
+        return []
+    return [
+        f"The untrained base has a lower held-out NLL ({fixed(mine)}) than {run.label(run.start)} ({fixed(theirs)}): "
+        "fine-tuning did harm; lower sft.lr or sft.epochs."
+    ]
+
+
+def _few(run: Run) -> list[str]:
+    counts = [n for row in run.scores.values() if (n := number(row, "n")) is not None]
+    if not counts or min(counts) >= FEW:
+        return []
+    return [f"only {min(counts):.0f} held-out prompts: intervals are rough, or missing; hold more out (data.eval_size)"]
 
 
 def _displaced(run: Run) -> list[str]:
