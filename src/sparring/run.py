@@ -112,7 +112,9 @@ class Run:
         else:
             self._only_mine(path)
         content = {**facts, "config": config, "same": json.loads(json.dumps(same))}
-        write_atomic(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_atomic(path, text)
 
     def difference(self, same: dict[str, Any]) -> str | None:
         """The first setting or input that differs from those the folder was made with, in words."""

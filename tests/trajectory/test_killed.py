@@ -103,7 +103,7 @@ def test_killed_from_outside_in_every_phase(arena, unharmed):
         result = place.go("run", "config.yaml", "--json", line=line, delay=delay, signal=signal.SIGKILL)
         assert result.code in (KILLED, 0), result.err
     assert place.go().code == 0
-    assert_same_but_command(contents(place.run), unharmed()["contents"], "sparring run config.yaml --json")
+    assert_same_but_command(contents(place.run), unharmed()["contents"])
 
 
 def test_processes_of_their_own_killed_at_random_times(arena, unharmed):
@@ -130,5 +130,5 @@ def test_a_killed_run_can_be_moved(arena, unharmed):
     shutil.rmtree(place.folder)
     result = elsewhere.go("run", "config.yaml", "runs=another place")
     assert result.code == 0, result.err
-    assert_same_but_command(contents(moved), unharmed()["contents"], "sparring run config.yaml --json")
+    assert_same_but_command(contents(moved), unharmed()["contents"])
     assert not elsewhere.run.exists()
