@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from sparring.config import read_config
+from sparring.configfile import read_config
 from sparring.job import run_job
 from sparring.laboratory import default_config
 

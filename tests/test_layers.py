@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "sparring"
 ROWS = {
     "errors": 0,
     "config": 1,
+    "configfile": 2,
     "files": 1,
     "run": 2,
     "laboratory": 1,  # the roof: two paths

@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparring.config import Config, build_config, read_config
+    from sparring.config import Config
+    from sparring.configfile import build_config, read_config
     from sparring.errors import SparringError
     from sparring.job import run_job
     from sparring.selfplay import self_play
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Config": "sparring.config",
     "SparringError": "sparring.errors",
-    "build_config": "sparring.config",
-    "read_config": "sparring.config",
+    "build_config": "sparring.configfile",
+    "read_config": "sparring.configfile",
     "run_job": "sparring.job",
     "self_play": "sparring.selfplay",
 }

@@ -150,7 +150,7 @@ def pretrain(
 
 def _config(config: str | None, overrides: list[str] | None) -> Config:
     """The config named on the command line; a first argument `a.b=value` belongs to the embedded default."""
-    from sparring.config import read_config
+    from sparring.configfile import read_config
     from sparring.laboratory import default_config
 
     changes = list(overrides or [])

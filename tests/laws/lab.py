@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from sparring.config import Config, build_config
+from sparring.config import Config
+from sparring.configfile import build_config
 from sparring.data.pairs import Pair, Rows
 from sparring.evaluation.judge import judge
 from sparring.generation.play import play

@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import ARCHITECTURES, CHATML, byte_tokenizer, piece_tokenizer, save_base
 
 from sparring import cli
-from sparring.config import build_config
+from sparring.configfile import build_config
 from sparring.job import run_job
 from sparring.models.players import Player
 

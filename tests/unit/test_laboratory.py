@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sparring import laboratory
-from sparring.config import read_config
+from sparring.configfile import read_config
 from sparring.errors import DataError, LawBroken, ModelError
 from sparring.laboratory import exact, pretrain, world
 from sparring.laboratory.tokenizer import CHARACTERS, build
