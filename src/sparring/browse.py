@@ -22,7 +22,9 @@ def _locks(folder: Path) -> list[Path]:
 
 
 def _row(run: Path) -> list[str]:
-    lock = yaml.safe_load((run / "run.lock.yaml").read_text(encoding="utf-8"))
+    lock = _lock(run)
+    if lock is None:
+        return [run.name, "damaged: run.lock.yaml", "", "", "", ""]
     best = run / "best" / "best.json"
     name = [
         run.name,
@@ -34,6 +36,16 @@ def _row(run: Path) -> list[str]:
         return [*name, "", ""]
     chosen = json.loads(best.read_text(encoding="utf-8"))
     return [*name, chosen["label"], f"{chosen['values'][chosen['player']]:.4f}"]
+
+
+def _lock(run: Path) -> dict[str, Any] | None:
+    """The content of run.lock.yaml; None if it is damaged."""
+    try:
+        lock = yaml.safe_load((run / "run.lock.yaml").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None
+    whole = isinstance(lock, dict) and {"base", "data", "config"} <= set(lock)
+    return lock if whole else None
 
 
 def find_run(which: str, folder: Path) -> Path:
@@ -58,7 +70,11 @@ def answer(
     """Answers of one player of a run. `player`: best, base, sft, or an iteration's number."""
     if not prompt.strip():
         raise InputError("the prompt is empty; give some text, or - to read standard input")
-    lock = yaml.safe_load((run / "run.lock.yaml").read_text(encoding="utf-8"))
+    lock = _lock(run)
+    if lock is None:
+        raise RunError(
+            f"{run / 'run.lock.yaml'} is damaged, so it is not known what this run was made with; restore it"
+        )
     folder = _player_folder(run, player)
 
     from sparring.config import Config

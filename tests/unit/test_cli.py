@@ -271,6 +271,14 @@ def test_slices_need_no_quotes(here: Path, capsys: pytest.CaptureFixture[str]) -
         assert json.loads(capsys.readouterr().out)["counts"]["rows"] == count
 
 
+def test_a_damaged_lock_is_listed_as_such(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "runs/one").mkdir(parents=True)
+    (here / "runs/one/run.lock.yaml").write_text("a: [")
+    assert call("runs") == 0
+    assert "damaged" in capsys.readouterr().out
+    assert "damaged" in refused(capsys, "sample", "one", "1+2+3=")
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--version") == 0
     assert capsys.readouterr().out.startswith("sparring ")
