@@ -21,7 +21,7 @@ from sparring.session import Session
 
 CHECKED = 256  # prompts whose answers are tested for being samples
 CHANCE = 1e-9  # how often a right run may be stopped by that test, at most
-REPEATED = 32  # prompts whose answers are scored twice, to know the rounding noise
+REPEATED = 8  # prompts whose answers are scored twice, to know the rounding noise
 
 
 def score_pairs(
