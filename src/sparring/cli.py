@@ -58,7 +58,6 @@ def run(
     from sparring import console
     from sparring.job import run_job
     from sparring.report.findings import verdict
-    from sparring.report.tables import result_rows
 
     speak = console.listener(as_json)
     with speak if isinstance(speak, console.Bars) else nullcontext():
@@ -74,8 +73,7 @@ def run(
         )
         return
     print()
-    _table(*result_rows(folder))
-    print(f"\n{verdict(folder)}\n\nreport: {folder / 'report.html'}")
+    _conclusion(folder, folder / "report.html")
 
 
 @app.command()
@@ -105,12 +103,10 @@ def runs(folder: RunsOption = "runs", as_json: JsonOption = False) -> None:
 def report(which: RunArgument = "last", folder: RunsOption = "runs") -> None:
     """Write a run's report again, and print its table."""
     from sparring.browse import find_run
-    from sparring.report.page import result_rows, verdict, write_report
+    from sparring.report.page import write_report
 
     found = find_run(which, Path(folder))
-    page = write_report(found)
-    _table(*result_rows(found))
-    print(f"\n{verdict(found)}\n\nreport: {page}")
+    _conclusion(found, write_report(found))
 
 
 @app.command()
@@ -170,6 +166,19 @@ def _check(settings: Config, as_json: bool) -> None:
         print(json.dumps(facts.facts))
     else:
         print(facts.text)
+
+
+def _conclusion(run: Path, page: Path) -> None:
+    """The result table, the verdict, the warnings, and where the report is."""
+    from sparring.report.findings import verdict, warnings_of
+    from sparring.report.records import read_run
+    from sparring.report.tables import result_rows
+
+    _table(*result_rows(run))
+    print(f"\n{verdict(run)}\n")
+    for warning in warnings_of(read_run(run)):
+        print(f"warning: {warning}")
+    print(f"report: {page}")
 
 
 def _table(header: list[str], rows: list[list[str]]) -> None:
