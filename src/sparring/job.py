@@ -45,7 +45,7 @@ def available_threads() -> int:
 
 def run_folder(config: Config) -> Path:
     """Where a run lives: runs/name."""
-    name = config.name or "run"
+    name = config.name
     if name in (".", "..") or "/" in name or "\\" in name:
         raise InputError(f'name "{name}" is not a folder name; give one without slashes, and the place as runs=...')
     return Path(config.runs) / name

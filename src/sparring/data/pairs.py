@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -141,7 +141,6 @@ class Rows(Sequence[Row], Generic[Row]):
 
     def __init__(self, paths: Sequence[Path], kind: type[Row]) -> None:
         self._kind: Any = kind
-        self._names = [field.name for field in fields(kind)]
         tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths]
         self._table: Any = pa.concat_tables(tables) if tables else SCHEMAS[kind].empty_table()
 

@@ -20,7 +20,7 @@ from sparring.evaluation.statistics import difference, per_token
 from sparring.files import write_atomic
 from sparring.generation.base import Answer
 from sparring.generation.local import LocalGenerator
-from sparring.generation.play import sample
+from sparring.generation.play import answer_limit, sample
 from sparring.laboratory.exact import measure
 from sparring.models.flops import Flops
 from sparring.models.players import Player
@@ -106,7 +106,7 @@ def _ask(
     model = session.ring.seat(player)
     tokens = config.optimiser.micro_batch_tokens
     real = real_logprobs(model, base, prompts, tokens)
-    limit = config.generation.max_new_tokens or max(session.prompts(data, "train").lengths("real_ids"))
+    limit = answer_limit(session, data)
     generator = LocalGenerator(model, base, config.generation)
     answers = sample(generator, prompts, config.seed, STREAM, config.evaluation.samples, limit)
     return real, answers, _own(session, model, prompts, answers)

@@ -21,7 +21,7 @@ def play(session: Session, folder: Path, data: Phase, opponent: Phase, *, iterat
     """
     config = session.config
     prompts = session.prompts(data, "train")
-    limit = config.generation.max_new_tokens or max(prompts.lengths("real_ids"))
+    limit = answer_limit(session, data)
     model = session.ring.seat(session.player(opponent))  # even if nothing is left to play: the facts count its work
     generator = LocalGenerator(model, session.ring.base, config.generation)
     size, count = config.generation.shard_size, 0
@@ -35,6 +35,11 @@ def play(session: Session, folder: Path, data: Phase, opponent: Phase, *, iterat
         count += len(rows)
         session.run.tell({"event": "progress", "done": count, "total": len(prompts)})
     return _facts(session, played_rows(folder), session.player(opponent).fingerprint)
+
+
+def answer_limit(session: Session, data: Phase) -> int:
+    """The most tokens an answer may have: `generation.max_new_tokens`, else the longest real training answer."""
+    return session.config.generation.max_new_tokens or max(session.prompts(data, "train").lengths("real_ids"))
 
 
 def sample(
