@@ -134,8 +134,12 @@ class OptimiserConfig(Section):
     name: Literal["adamw", "rmsprop", "sgd"] = "adamw"
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
-    micro_batch_tokens: PositiveInt = Field(8192, description="padded tokens per forward pass")
-    gradient_checkpointing: bool = False
+    micro_batch_tokens: PositiveInt = Field(
+        8192, description="tokens per forward pass at most; training takes fewer where they would need much memory"
+    )
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="compute layers again instead of keeping them; auto: if the longest pair needs it"
+    )
     save_every: PositiveInt | None = Field(
         None, description="optimiser steps between checkpoints; default: about one a minute"
     )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from sparring.config import at, learning_rate
 from sparring.data.pairs import Pair, Prompt, Rows
 from sparring.errors import LawBroken
 from sparring.evaluation.nll import mean_nll
+from sparring.files import read_json, write_atomic
+from sparring.models.base import Base
 from sparring.models.flops import Flops
+from sparring.models.memory import Budget, choose_budget
 from sparring.models.players import Player, fingerprint_tensors
-from sparring.run import Event, Phase
+from sparring.run import CHECKPOINTS, Event, Phase
 from sparring.schedule import plan_steps
 from sparring.session import Session
 from sparring.tasks import PairTask, SFTTask
@@ -30,17 +35,22 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
         session.ring.save_untrained(folder, hold)
         return {"stopped": None, "tokens": 0, "flops": 0}
     model = session.ring.challenge(start, session.seed("sft adapter"), session.config.method.dropout)
-    task = SFTTask(session.ring.base, rows, session.config.optimiser.micro_batch_tokens)
+    base, optimiser = session.ring.base, session.config.optimiser
+    if not base.layout.packed:
+        session.run.warn(f"answers cannot share their prompt's pass with this base: {base.layout.why}; it is slower so")
+    prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
+    budget = _budget(session, folder, max(p + r - 1 for p, r in zip(prompts, real, strict=True)))
+    task = SFTTask(base, rows, budget.tokens)
     steps = plan_steps(len(rows), config.batch_size, config.epochs, session.seed("sft order"))
     fit(
         session.run, folder, session.ring, task, steps,
-        lr=config.lr, warmup=config.warmup, schedule=config.schedule, optimiser=session.config.optimiser,
+        lr=config.lr, warmup=config.warmup, schedule=config.schedule, optimiser=optimiser,
         seed=session.seed("sft"), track=list(session.config.track), watch=lambda step, means: None,
+        checkpointing=budget.checkpointing,
     )  # fmt: skip
     session.ring.save(folder, start, session.run.folder, "sft")
-    prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
     items = [item for step in steps for item in step]
-    lengths = [prompts[i] + real[i] for i in items]
+    lengths = [prompts[i] + real[i] - 1 for i in items]
     flops = Flops.of(model).training(lengths, sum(real[i] for i in items))
     return {"stopped": None, "tokens": sum(lengths), "flops": flops}
 
@@ -68,15 +78,15 @@ def learn(
         )
     start = fingerprint_tensors(session.ring.trainable())
     rows = Rows([pairs.folder / "pairs.arrow"], Pair)
-    tokens, noise = config.optimiser.micro_batch_tokens, pairs.facts["noise"]
-    task = PairTask(session.ring.base, rows, config.selfplay, iteration, tokens, noise)
+    budget = _budget(session, folder, max(_sizes(session.ring.base, rows)))
+    task = PairTask(session.ring.base, rows, config.selfplay, iteration, budget.tokens, pairs.facts["noise"])
     epochs = at(config.selfplay.epochs, iteration)
     steps = plan_steps(len(rows), config.selfplay.batch_size, epochs, session.seed("order", iteration))
     stopped = fit(
         session.run, folder, session.ring, task, steps,
         lr=learning_rate(config.selfplay, iteration), warmup=config.selfplay.warmup,
         schedule=config.selfplay.schedule, optimiser=config.optimiser, seed=session.seed("learn", iteration),
-        track=list(config.track), watch=_watch(session, data, scores, len(steps)),
+        track=list(config.track), watch=_watch(session, data, scores, len(steps)), checkpointing=budget.checkpointing,
     )  # fmt: skip
     if fingerprint_tensors(session.ring.trainable()) == start:
         raise LawBroken(
@@ -85,18 +95,47 @@ def learn(
         )
     session.ring.save(folder, player, session.run.folder, f"{iteration}/player")
     done = max((event["step"] for event in session.run.events() if event["event"] == "step"), default=0)
-    lengths, scored = _trained_lengths(rows, steps[:done])
-    flops = Flops.of(model).training(lengths, scored)
-    return {"stopped": stopped, "tokens": sum(lengths), "flops": flops}
+    items = [item for step in steps[:done] for item in step]
+    lengths, scored = _trained_lengths(rows, items)
+    sizes = _sizes(session.ring.base, rows)
+    tokens = sum(sizes[item] for item in items)
+    return {"stopped": stopped, "tokens": tokens, "flops": Flops.of(model).training(lengths, scored, tokens)}
 
 
-def _trained_lengths(rows: Rows[Pair], steps: list[list[int]]) -> tuple[list[int], int]:
+def _sizes(base: Base, rows: Rows[Pair]) -> list[int]:
+    """Tokens that each pair takes in the base's layout: its prompt once, or once per answer."""
+    prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
+    found = []
+    for prompt, answer, others in zip(prompts, real, rows.inner_lengths("synthetic_ids"), strict=True):
+        once = prompt if base.layout.packed else prompt * (1 + len(others))
+        found.append(once + answer - 1 + sum(others) - len(others))
+    return found
+
+
+def _trained_lengths(rows: Rows[Pair], items: list[int]) -> tuple[list[int], int]:
     """(length of every row that was trained on, answer tokens in them)."""
     prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
     synthetic = rows.inner_lengths("synthetic_ids")
-    items = [item for step in steps for item in step]
-    lengths = [prompts[i] + n for i in items for n in (real[i], *synthetic[i])]
+    lengths = [prompts[i] + n - 1 for i in items for n in (real[i], *synthetic[i])]
     return lengths, sum(real[i] + sum(synthetic[i]) for i in items)
+
+
+def _budget(session: Session, folder: Path, longest: int) -> Budget:
+    """Tokens at once; chosen when the phase begins, and kept when it goes on after a kill."""
+    kept = folder / CHECKPOINTS / "budget.json"
+    if kept.exists():
+        return Budget(**read_json(kept))
+    base, optimiser = session.ring.base, session.config.optimiser
+    wanted = None if optimiser.gradient_checkpointing == "auto" else optimiser.gradient_checkpointing
+    budget = choose_budget(session.ring.model, base, longest, optimiser.micro_batch_tokens, wanted)
+    if not budget.enough:
+        session.run.warn(
+            f"the longest example ({longest} tokens) needs about {budget.peak_bytes / 2**20:,.0f} MiB to be trained "
+            f"on, but {budget.free_bytes / 2**20:,.0f} are free; if memory runs out, lower data.max_length"
+        )
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(kept, json.dumps(asdict(budget)))
+    return budget
 
 
 def _watch(session: Session, data: Phase, scores: Phase, steps: int) -> Callable[[int, dict[str, float]], str | None]:

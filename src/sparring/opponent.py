@@ -15,7 +15,7 @@ from sparring.errors import LawBroken
 from sparring.generation.play import played_rows
 from sparring.models.flops import Flops
 from sparring.models.players import Player
-from sparring.models.scoring import sampling_gap, score
+from sparring.models.scoring import computed_tokens, sampling_gap, score
 from sparring.run import Event, Phase
 from sparring.session import Session
 
@@ -137,9 +137,10 @@ def _score(
 ) -> list[Pair]:
     rows = [(row.prompt_ids, ids) for row in kept for ids in (row.real_ids, *row.synthetic_ids)]
     values = iter(score(model, session.ring.base, rows, session.config.optimiser.micro_batch_tokens))
-    counts["tokens"] += sum(len(prompt) + len(answer) for prompt, answer in rows)
-    lengths = [len(prompt) + len(answer) for prompt, answer in rows]
-    counts["flops"] += flops.forward(lengths, sum(len(answer) for _, answer in rows))
+    tokens = computed_tokens(session.ring.base, rows)
+    lengths = [len(prompt) + len(answer) - 1 for prompt, answer in rows]
+    counts["tokens"] += tokens
+    counts["flops"] += flops.forward(lengths, sum(len(answer) for _, answer in rows), tokens)
     return [
         Pair(
             row.key, row.prompt_ids, row.real_ids, row.synthetic_ids,

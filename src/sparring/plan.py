@@ -20,8 +20,10 @@ from sparring.generation.local import MOST_ROWS, LocalGenerator, cache_tokens
 from sparring.generation.sampling import stream_keys
 from sparring.job import Found, identify, run_folder
 from sparring.models.base import Base, context_of, count_parameters, load_base, read_config
+from sparring.models.head import TILE
+from sparring.models.memory import choose_budget
 from sparring.models.players import Player, Ring
-from sparring.models.scoring import LOGITS, answer_logprobs
+from sparring.models.scoring import answer_logprobs
 from sparring.run import Run
 from sparring.schedule import plan_steps
 
@@ -78,6 +80,7 @@ def _what(config: Config, base: Base, parameters: int, found: Found, estimate: d
         f"{base.device}, context {base.context}",
         f"template  {template}; an answer ends with {ends}",
         f"data      {found.loaded.description}",
+        f"layout    {_layout(base)}",
         f"method    {config.method.name}, rank {config.method.r}: {estimate['trainable']:,} trained parameters",
         f"1. SFT: {config.sft.epochs:g} epochs, {estimate['sft_steps']} steps of {config.sft.batch_size}, "
         f"lr {config.sft.lr:g} → θ_0",
@@ -102,6 +105,13 @@ def _what(config: Config, base: Base, parameters: int, found: Found, estimate: d
     if play.loss == "correlation":
         lines.append("note: the correlation loss is unbounded below; only early stopping ends an iteration")
     return "\n".join(lines)
+
+
+def _layout(base: Base) -> str:
+    """How answers are scored and trained on, found by numbers on this base."""
+    if base.layout.packed:
+        return "packed: a prompt is computed once for all its answers, without padding"
+    return f"a padded row for each answer; they cannot share their prompt: {base.layout.why}"
 
 
 def _where(config: Config, found: Found) -> str:
@@ -132,11 +142,12 @@ def _masked(renderer: Renderer, prompt: Prompt) -> str:
 
 def _costs(estimate: dict[str, Any]) -> str:
     seconds = estimate["seconds"]
+    again = "; layers are computed again in the backward pass, for lack of memory" if estimate["checkpointing"] else ""
     parts = ", ".join(f"{name} {clock(value)}" for name, value in seconds.items())
     return (
         f"estimate  time {clock(sum(seconds.values()))} ({parts}), from a few timed passes on this machine\n"
         f"          memory about {estimate['memory_bytes'] / 2**20:,.0f} MiB, of which the base "
-        f"{estimate['base_bytes'] / 2**20:,.0f}\n"
+        f"{estimate['base_bytes'] / 2**20:,.0f}{again}\n"
         f"          disk about {estimate['disk_bytes'] / 2**20:,.1f} MiB"
     )
 
@@ -171,16 +182,24 @@ def _estimate(config: Config, base: Base, train: list[Prompt], held_out: list[Pr
     look = _seconds_per_token(ring, config, train, backward=False)
     decode = _seconds_per_answer(ring, config, train)
     rows = 1 + play.samples
-    learnt = sum(count * at(play.epochs, t) for t, count in enumerate(pairs)) * rows * mean
+    pair = rows * mean
+    if base.layout.packed:
+        pair -= play.samples * sum(len(p.prompt_ids) for p in train) / len(train)
+    learnt = sum(count * at(play.epochs, t) for t, count in enumerate(pairs)) * pair
     judged = (2 + play.iterations) * len(held_out) * config.evaluation.samples
     seconds = {
         "SFT": len(train) * config.sft.epochs * mean * learn,
         "play": play.iterations * len(train) * play.samples * decode,
-        "score": sum(pairs) * rows * mean * look,
+        "score": sum(pairs) * pair * look,
         "learn": learnt * learn,
         "judge": judged * (decode + 3 * mean * look),
     }
     base_bytes = sum(p.numel() * p.element_size() for p in base.model.parameters())
+    longest = max(len(p.prompt_ids) + rows * len(p.real_ids) for p in train)
+    asked = config.optimiser.gradient_checkpointing
+    budget = choose_budget(
+        ring.model, base, longest, config.optimiser.micro_batch_tokens, None if asked == "auto" else asked
+    )
     ids = sum(len(p.prompt_ids) + rows * len(p.real_ids) for p in train) * 4
     return {
         "prompts": len(train),
@@ -190,7 +209,9 @@ def _estimate(config: Config, base: Base, train: list[Prompt], held_out: list[Pr
         "player_steps": steps,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "base_bytes": base_bytes,
-        "memory_bytes": base_bytes + trainable * 16 + _activation_bytes(config, base),
+        "checkpointing": budget.checkpointing,
+        "free_bytes": budget.free_bytes,
+        "memory_bytes": base_bytes + trainable * 16 + budget.peak_bytes + 2 * 4 * TILE[base.device.type],
         "disk_bytes": (2 + play.iterations) * trainable * 4 + trainable * 12 + (1 + 2 * play.iterations) * ids,
     }
 
@@ -207,7 +228,7 @@ def _seconds_per_token(ring: Ring, config: Config, train: list[Prompt], backward
     for _ in range(2):
         begun = time.perf_counter()
         with torch.set_grad_enabled(backward):
-            loss = answer_logprobs(ring.model, ring.base, rows).logprob_B.sum()
+            loss = answer_logprobs(ring.model, ring.base, rows).logprob_A.sum()
         if backward:
             torch.autograd.backward(loss)
             ring.model.zero_grad()
@@ -232,12 +253,3 @@ def _seconds_per_answer(ring: Ring, config: Config, train: list[Prompt]) -> floa
         times.append(time.perf_counter() - begun)
     mean = sum(len(p.real_ids) for p in train) / len(train)
     return (times[0] + max(0.0, times[1] - times[0]) / 8 * mean) / at_once
-
-
-def _activation_bytes(config: Config, base: Base) -> int:
-    """A rough upper figure: what one micro-batch keeps for the backward pass, and its logits in fp32."""
-    text = base.model.config.get_text_config()
-    tokens = config.optimiser.micro_batch_tokens
-    per_token = 34 * text.hidden_size * text.num_hidden_layers * base.dtype.itemsize
-    kept = per_token if not config.optimiser.gradient_checkpointing else per_token // text.num_hidden_layers * 2
-    return int(tokens * kept + 3 * 4 * min(LOGITS, tokens * base.vocabulary))

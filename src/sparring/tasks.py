@@ -17,7 +17,7 @@ from sparring.data.collate import Row
 from sparring.data.pairs import Pair, Prompt, Rows
 from sparring.errors import LawBroken
 from sparring.models.base import Base
-from sparring.models.scoring import answer_logprobs, split_rows
+from sparring.models.scoring import answer_logprobs, computed_tokens, split_rows
 from sparring.objectives.pairwise import accuracy, at_zero, margin, pairwise
 from sparring.objectives.sft import nll_per_token
 
@@ -50,10 +50,9 @@ class SFTTask:
         """Summed NLL of the answers in nats."""
         rows = [self._row(item) for item in items]
         scores = answer_logprobs(model, self.base, rows)
-        nll = -scores.logprob_B.sum()
-        total = float(scores.tokens_B.sum())
-        tokens = float(sum(len(prompt) + len(answer) for prompt, answer in rows))
-        return nll, {"nll": (nll.item(), total), "tokens": (tokens, 1.0)}
+        nll = -scores.logprob_A.sum()
+        total = float(scores.tokens_A.sum())
+        return nll, {"nll": (nll.item(), total), "tokens": (float(computed_tokens(self.base, rows)), 1.0)}
 
     def inspect(self, step: int, means: dict[str, float]) -> None:
         """Nothing can be wrong here that the trainer does not see."""
@@ -83,9 +82,10 @@ class PairTask:
     def loss(self, model: Any, items: list[int]) -> tuple[Tensor, Sums]:
         """Summed loss over prompts: mean of l over the K synthetic answers, plus anchor times token NLL."""
         pairs = self._pairs(items)
-        scores = answer_logprobs(model, self.base, [row for pair in pairs for row in pair_rows(pair)])
-        player_BR = scores.logprob_B.view(len(pairs), -1)
-        tokens_BR = scores.tokens_B.view(len(pairs), -1)
+        rows = [row for pair in pairs for row in pair_rows(pair)]
+        scores = answer_logprobs(model, self.base, rows)
+        player_BR = scores.logprob_A.view(len(pairs), -1)
+        tokens_BR = scores.tokens_A.view(len(pairs), -1)
         opponent_BR = torch.tensor(
             [[pair.opponent_real, *pair.opponent_synthetic] for pair in pairs], dtype=torch.float64
         ).to(player_BR.device, player_BR.dtype)
@@ -96,25 +96,15 @@ class PairTask:
             m_BK = self._margin(player_BR, opponent_BR)
         anchor_B = nll_per_token(player_BR[:, 0], tokens_BR[:, 0])
         loss_B = pairwise(m_BK, self.config.loss) + self.anchor * anchor_B
-        return loss_B.sum(), self._metrics(
-            player_BR.detach(), shift_BR, tokens_BR, m_BK.detach(), loss_B.detach(), pairs
-        )
+        metrics = self._metrics(player_BR.detach(), shift_BR, tokens_BR, m_BK.detach(), float(len(pairs)))
+        return loss_B.sum(), metrics | {"tokens": (float(computed_tokens(self.base, rows)), 1.0)}
 
     def _margin(self, player_BR: Tensor, opponent_BR: Tensor) -> Tensor:
         return margin(player_BR[:, 0], player_BR[:, 1:], opponent_BR[:, 0], opponent_BR[:, 1:], self.beta)
 
-    def _metrics(
-        self,
-        player_BR: Tensor,
-        shift_BR: Tensor,
-        tokens_BR: Tensor,
-        m_BK: Tensor,
-        loss_B: Tensor,
-        pairs: list[Pair],
-    ) -> Sums:
-        count, answers = float(len(pairs)), float(m_BK.numel())
+    def _metrics(self, player_BR: Tensor, shift_BR: Tensor, tokens_BR: Tensor, m_BK: Tensor, count: float) -> Sums:
+        answers = float(m_BK.numel())
         real, synthetic = tokens_BR[:, 0].sum().item(), tokens_BR[:, 1:].sum().item()
-        processed = sum(len(prompt) + len(answer) for pair in pairs for prompt, answer in pair_rows(pair))
         return {
             "spin_loss": (pairwise(m_BK, self.config.loss).sum().item(), count),
             "margin": (m_BK.sum().item(), answers),
@@ -126,7 +116,6 @@ class PairTask:
             "synthetic_logprob": (player_BR[:, 1:].sum().item(), synthetic),
             "nll": (-player_BR[:, 0].sum().item(), real),
             "noise": ((shift_BR.square() / tokens_BR).sum().item(), float(shift_BR.numel())),
-            "tokens": (float(processed), 1.0),
         }
 
     def inspect(self, step: int, means: dict[str, float]) -> None:

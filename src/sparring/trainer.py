@@ -73,9 +73,11 @@ def fit(
     seed: int,
     track: list[str],
     watch: Callable[[int, dict[str, float]], str | None],
+    checkpointing: bool = False,
 ) -> str | None:
     """Train the challenger in the ring on `steps`, resuming from a checkpoint in `folder` if there is one.
 
+    checkpointing  compute layers again in the backward pass instead of keeping them
     watch  called after each step with its number and metrics; a reason ends the training early.
     Returns that reason, or None. Raises TrainingDiverged on NaN or Inf.
     """
@@ -89,11 +91,11 @@ def fit(
         if "tensorboard" in track:  # its callback takes the place of its files from nowhere else
             os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard" / run.phase)
         rate = partial(rate_factor, steps=len(steps), warmup=math.ceil(warmup * len(steps)), schedule=schedule)
-        if optimiser.gradient_checkpointing:
+        if checkpointing:
             ring.base.model.gradient_checkpointing_enable({"use_reentrant": False})
         trainer = Trainer(run, ring, task, steps, watch, rate, arguments)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if optimiser.gradient_checkpointing:
+        if checkpointing:
             ring.base.model.gradient_checkpointing_disable()
         stopped = trainer.reason
     elif checkpoint:

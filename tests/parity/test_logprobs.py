@@ -23,7 +23,7 @@ from tests.helpers import (
 )
 
 from sparring.config import ModelConfig
-from sparring.models import scoring
+from sparring.models import head
 from sparring.models.base import Base, load_base, load_renderer, read_config, wrap_base
 from sparring.models.players import Player
 from sparring.models.scoring import answer_logprobs, score
@@ -82,7 +82,7 @@ def test_the_order_of_rows_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = random_rows(base.vocabulary, count=17)
     expected = score(base.model, base, rows, 8192)
     assert score(base.model, base, rows[::-1], 8192)[::-1] == pytest.approx(expected, rel=1e-6, abs=1e-5)
-    monkeypatch.setattr(scoring, "LOGITS", 30 * base.vocabulary)
+    monkeypatch.setitem(head.TILE, "cpu", 3 * base.vocabulary)
     assert score(base.model, base, rows, 8192) == pytest.approx(expected, rel=1e-6, abs=1e-5)
 
 
@@ -90,7 +90,7 @@ def test_neither_prompt_nor_padding_is_counted() -> None:
     base = base_of("gpt2")
     rows = random_rows(base.vocabulary)
     scores = answer_logprobs(base.model, base, rows)
-    assert scores.tokens_B.tolist() == [len(answer) for _, answer in rows]
+    assert scores.tokens_A.tolist() == [len(answer) for _, answer in rows]
     (prompt, answer) = rows[0]
     alone = score(base.model, base, [(prompt, answer)], 8192)[0]
     longer = score(base.model, base, [(prompt, answer), (prompt, answer * 3)], 8192)[0]

@@ -1,7 +1,9 @@
-"""From token ids to padded tensors, and from many rows to micro-batches by token budget.
+"""From token ids to what a model is called with, and from many rows to micro-batches by token budget.
 
-The layout is two-row: a row `[prompt | answer]` for each answer, right-padded.
-Shapes: B rows, L tokens of the longest row, A positions from the first answer token on.
+Two layouts. Packed: one row in which neighbours with the same prompt share it (data/packing.py). Rows: a row
+`[prompt | answer]` for each answer, right-padded, for models that cannot share a prompt.
+An answer's last token predicts nothing, so it is no input in either.
+Shapes: B rows, L tokens of the longest row, N answer tokens of all rows, A answers.
 """
 
 from __future__ import annotations
@@ -12,69 +14,98 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparring.data.packing import Group, Unpacking, pack
+
 Row = tuple[list[int], list[int]]  # prompt ids, answer ids
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Right-padded rows, and where their answers are.
+    """What a model is called with, and what its outputs have to predict.
 
-    first         the logits at positions first … L-2 predict all answer tokens of the batch
-    targets_BA    the token each of these positions has to predict
-    answer_BA     True where that token belongs to the row's answer (never prompt or pad)
+    positions_BL  position ids; None: 0, 1, 2 … in every row
+    unpacking     how attention finds its way in a packed row; None: ordinary rows
+    at_N          which of the B·L outputs predicts each answer token
+    targets_N     that token
+    tokens        answer tokens of each answer, in order; they add up to N
     """
 
     input_ids_BL: Tensor
-    first: int
-    targets_BA: Tensor
-    answer_BA: Tensor
+    positions_BL: Tensor | None
+    unpacking: Unpacking | None
+    at_N: Tensor
+    targets_N: Tensor
+    tokens: list[int]
 
 
-def collate(rows: Sequence[Row], pad_id: int, device: torch.device | str) -> Batch:
-    """Pad rows on the right. Every row needs at least one prompt token and one answer token."""
-    length = max(len(prompt) + len(answer) for prompt, answer in rows)
-    first = min(len(prompt) for prompt, _ in rows) - 1
-    if first < 0 or any(not answer for _, answer in rows):
+def collate(
+    rows: Sequence[Row], pad_id: int, device: torch.device | str, packed: bool = False, flash: bool = False
+) -> Batch:
+    """Lay rows out. Every row needs at least one prompt token and one answer token."""
+    if any(not prompt or not answer for prompt, answer in rows):
         raise ValueError("a row has no prompt token or no answer token; its loss would silently be 0")
+    return _packed(rows, device, flash) if packed else _padded(rows, pad_id, device)
+
+
+def _packed(rows: Sequence[Row], device: torch.device | str, flash: bool) -> Batch:
+    row = pack(grouped(rows), device, flash)
+    ids_1T, positions_1T = row.input_ids_T.unsqueeze(0), row.positions_T.unsqueeze(0)
+    return Batch(ids_1T, positions_1T, row.unpacking, row.at_N, row.targets_N, row.tokens)
+
+
+def _padded(rows: Sequence[Row], pad_id: int, device: torch.device | str) -> Batch:
+    length = max(len(prompt) + len(answer) - 1 for prompt, answer in rows)
     ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
-    answer_mask = torch.zeros((len(rows), length), dtype=torch.bool)
+    at: list[int] = []
+    targets: list[int] = []
     for index, (prompt, answer) in enumerate(rows):
-        end = len(prompt) + len(answer)
-        ids[index, :end] = torch.tensor(prompt + answer, dtype=torch.long)
-        answer_mask[index, len(prompt) : end] = True
-    return Batch(
-        ids.to(device),
-        first,
-        ids[:, first + 1 :].to(device),
-        answer_mask[:, first + 1 :].to(device),
-    )
+        given = prompt + answer[:-1]
+        ids[index, : len(given)] = torch.tensor(given, dtype=torch.long)
+        first = index * length + len(prompt) - 1
+        at += range(first, first + len(answer))
+        targets += answer
+    at_N, targets_N = (torch.tensor(values, dtype=torch.long, device=device) for values in (at, targets))
+    return Batch(ids.to(device), None, None, at_N, targets_N, [len(answer) for _, answer in rows])
+
+
+def grouped(rows: Sequence[Row]) -> list[Group]:
+    """Neighbours with the same prompt as one group."""
+    groups: list[Group] = []
+    for prompt, answer in rows:
+        if groups and groups[-1][0] == prompt:
+            groups[-1][1].append(answer)
+        else:
+            groups.append((prompt, [answer]))
+    return groups
+
+
+def packed_tokens(rows: Sequence[Row]) -> int:
+    """Tokens that a model computes for some rows in the packed layout."""
+    return sum(len(prompt) + sum(len(answer) - 1 for answer in answers) for prompt, answers in grouped(rows))
 
 
 def micro_batches(
-    indices: Sequence[int], rows_of: Sequence[Sequence[Row]], tokens: int, logits: int, vocabulary: int
+    indices: Sequence[int], rows_of: Sequence[Sequence[Row]], tokens: int, packed: bool = False
 ) -> list[list[int]]:
-    """Split items into micro-batches that stay within two budgets; an item is never split.
+    """Split items into micro-batches within a token budget; an item is never split.
 
     rows_of     the rows of each item in `indices`: a pair has 1 + K of them
-    tokens      padded tokens per micro-batch
-    logits      padded answer positions times vocabulary per micro-batch
-    Longest items first, ties in the given order; an item too large for the budgets is alone.
+    tokens      packed tokens, or padded tokens of ordinary rows, per micro-batch
+    Longest items first, ties in the given order; an item too large for the budget is alone.
     """
     sizes = [max(len(prompt) + len(answer) for prompt, answer in rows) for rows in rows_of]
+    shared = [packed_tokens(rows) for rows in rows_of] if packed else []
     order = sorted(range(len(indices)), key=lambda item: (-sizes[item], item))
     batches: list[list[int]] = []
-    count, longest, shortest_prompt = 0, 0, 0
+    used, count, longest = 0, 0, 0
     for item in order:
-        rows = rows_of[item]
-        new_count = count + len(rows)
-        prompt = min(len(row[0]) for row in rows)
-        new_prompt = min(shortest_prompt, prompt) if count else prompt
-        new_longest = max(longest, sizes[item])
-        fits = new_count * new_longest <= tokens and new_count * (new_longest - new_prompt) * vocabulary <= logits
-        if batches and fits:
+        new_count, new_longest = count + len(rows_of[item]), max(longest, sizes[item])
+        new_used = used + shared[item] if packed else new_count * (new_longest - 1)
+        if batches and new_used <= tokens:
             batches[-1].append(indices[item])
-            count, longest, shortest_prompt = new_count, new_longest, new_prompt
+            used, count, longest = new_used, new_count, new_longest
         else:
             batches.append([indices[item]])
-            count, longest, shortest_prompt = len(rows), sizes[item], prompt
+            count, longest = len(rows_of[item]), sizes[item]
+            used = shared[item] if packed else count * (longest - 1)
     return batches

@@ -16,6 +16,8 @@ from sparring import laboratory
 from sparring.config import ModelConfig
 from sparring.data.messages import Renderer, choose_template
 from sparring.errors import ModelError
+from sparring.models.forward import Layout
+from sparring.models.layout import choose_layout
 
 # Dropout rates, by the names that transformers' configs give them. All are set to 0: the self-play
 # loss needs the player to give the opponent's very log-probs at the first step (law 1).
@@ -39,6 +41,7 @@ class Base:
     """One frozen model in memory.
 
     context  the most tokens that prompt and answer may have together
+    layout   how it is called when answers are scored or trained on
     """
 
     model: Any
@@ -48,6 +51,7 @@ class Base:
     vocabulary: int
     device: torch.device
     dtype: torch.dtype
+    layout: Layout
 
     @property
     def pad_id(self) -> int:
@@ -184,8 +188,8 @@ def wrap_base(model: Any, renderer: Renderer, fingerprint: str) -> Base:
         )
     model.requires_grad_(False)
     model.eval()
-    weight = model.get_input_embeddings().weight
-    return Base(model, renderer, fingerprint, context_of(model.config), vocabulary, weight.device, weight.dtype)
+    weight, layout = model.get_input_embeddings().weight, choose_layout(model, vocabulary)
+    return Base(model, renderer, fingerprint, context_of(model.config), vocabulary, weight.device, weight.dtype, layout)
 
 
 def fingerprint_folder(folder: Path) -> str:

@@ -36,15 +36,18 @@ class Flops:
         )
         return Flops(frozen, trained, head.weight.numel(), text.num_hidden_layers * width)
 
-    def forward(self, lengths: Sequence[int], scored: int) -> int:
-        """A forward pass over rows of these lengths with the head at `scored` positions."""
-        tokens = sum(lengths)
+    def forward(self, lengths: Sequence[int], scored: int, tokens: int | None = None) -> int:
+        """A forward pass over rows `[prompt | answer]` of these lengths with the head at `scored` positions.
+
+        tokens  how many the linear layers compute, where prompts are shared; default: all of the rows'
+        """
+        tokens = sum(lengths) if tokens is None else tokens
         pairs = sum(length * length for length in lengths)
         return 2 * (self.frozen + self.trained) * tokens + 2 * self.head * scored + 4 * self.attention * pairs
 
-    def training(self, lengths: Sequence[int], scored: int) -> int:
+    def training(self, lengths: Sequence[int], scored: int, tokens: int | None = None) -> int:
         """Forward and backward: a frozen matrix gives no weight gradient, so it costs 4, not 6, per token."""
-        tokens = sum(lengths)
+        tokens = sum(lengths) if tokens is None else tokens
         pairs = sum(length * length for length in lengths)
         linear = 4 * self.frozen * tokens + 6 * self.trained * tokens
         return linear + 4 * self.head * scored + 12 * self.attention * pairs

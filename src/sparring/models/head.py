@@ -1,25 +1,141 @@
-"""From logits to the log-probabilities of given tokens, in fp32.
+"""From hidden states to the log-probabilities of given tokens, without the logits of all positions at once.
 
-Shapes: B rows, A positions, V vocabulary.
+The head is frozen nearly always, and what comes back to a token's log-prob is one number. So the gradient
+for its hidden state, W[y] - Σ_v p(v)·W[v], is formed in the forward pass while a tile of logits is alive, and
+only scaled in the backward pass: two matrix products per tile where recomputing takes three (as in TRL's
+and Liger's chunked losses), and nothing of size tokens × vocabulary is kept.
+
+Shapes: N answer tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+# At most this many fp32 logits at once: 64 MiB, on CUDA 256 MiB.
+TILE = {"cpu": 2**24, "cuda": 2**26}
 
 
-def token_logprobs(logits_BAV: Tensor, targets_BA: Tensor) -> Tensor:
-    """log softmax(logits)[target] per position, shape [B, A], in nats, accumulated in fp32."""
-    flat = F.cross_entropy(logits_BAV.flatten(0, 1).float(), targets_BA.flatten(), reduction="none")
-    return -flat.view(targets_BA.shape)
+@dataclass(frozen=True, slots=True)
+class Head:
+    """logits = cap·tanh(scale·(W h + b) / cap): an output layer with what some architectures do behind it.
+
+    module       the output layer, perhaps with an adapter
+    vocabulary   how many logits it gives
+    scale        factor on the logits (Cohere, Granite)
+    cap          soft cap (Gemma); None: none
+    """
+
+    module: Any
+    vocabulary: int
+    scale: float = 1.0
+    cap: float | None = None
+
+    @staticmethod
+    def of(model: Any) -> Head:
+        """The head of a transformers model, as its config describes it."""
+        module, text = model.get_output_embeddings(), model.config.get_text_config()
+        scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
+        return Head(module, module.weight.shape[0], scale, getattr(text, "final_logit_softcapping", None))
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is a plain linear layer that nothing trains."""
+        plain = type(self.module) is nn.Linear
+        return plain and not any(parameter.requires_grad for parameter in self.module.parameters())
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """All logits of some tokens in fp32, [N, V]. The input is made contiguous: a matrix, never a batch of rows."""
+        logits_NV: Tensor = self.module(hidden_ND.contiguous()).float()
+        if self.scale != 1.0:
+            logits_NV = logits_NV * self.scale
+        return logits_NV if self.cap is None else self.cap * torch.tanh(logits_NV / self.cap)
+
+    def logprobs(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """log softmax(logits)[target] of every token in nats, fp32, [N]."""
+        if self.frozen:
+            found: Tensor = _OnePass.apply(hidden_ND, targets_N, self)  # type: ignore[no-untyped-call]
+            return found
+        parts = []
+        for rows in tiles(len(hidden_ND), self.vocabulary, hidden_ND.device):
+            tile = (hidden_ND[rows], targets_N[rows])
+            if torch.is_grad_enabled():
+                parts.append(checkpoint(self._plain, *tile, use_reentrant=False))
+            else:
+                parts.append(self._plain(*tile))
+        return torch.cat(parts)
+
+    def _plain(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        return -F.cross_entropy(self.logits(hidden_ND), targets_N, reduction="none")
 
 
-def entropies(logits_BAV: Tensor) -> tuple[Tensor, Tensor]:
-    """(entropy, variance of the log-prob) of every position's distribution, each [B, A], in nats and nats²."""
-    logp_BAV = torch.log_softmax(logits_BAV.float(), dim=-1)
-    p_BAV = logp_BAV.exp()
-    entropy_BA = -(p_BAV * logp_BAV.clamp(min=-1e4)).sum(dim=-1)
-    second_BA = (p_BAV * logp_BAV.clamp(min=-1e4).square()).sum(dim=-1)
-    return entropy_BA, second_BA - entropy_BA.square()
+def tiles(count: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
+    """Slices of tokens whose logits are alive at once."""
+    size = max(1, TILE.get(device.type, TILE["cpu"]) // vocabulary)
+    for start in range(0, count, size):
+        yield slice(start, min(count, start + size))
+
+
+class _OnePass(torch.autograd.Function):
+    """Log-probs with their gradient for the hidden states formed on the way; the head gets none."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:
+        weight_VD, bias_V = head.module.weight, head.module.bias
+        wanted = ctx.needs_input_grad[0]
+        logprobs_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
+        gradient_ND = torch.empty_like(hidden_ND) if wanted else None
+        for rows in tiles(len(hidden_ND), head.vocabulary, hidden_ND.device):
+            logits_NV = F.linear(hidden_ND[rows].contiguous(), weight_VD, bias_V).float()
+            if head.scale != 1.0:
+                logits_NV *= head.scale
+            if head.cap is not None:
+                logits_NV.div_(head.cap).tanh_().mul_(head.cap)
+            target_N1 = targets_N[rows].unsqueeze(-1)
+            slope_NV = None if head.cap is None or not wanted else 1 - (logits_NV / head.cap).square()
+            chosen_N = logits_NV.gather(-1, target_N1).squeeze(-1)
+            most_N = logits_NV.amax(-1)
+            sum_N = logits_NV.sub_(most_N.unsqueeze(-1)).exp_().sum(-1)
+            logprobs_N[rows] = chosen_N - most_N - sum_N.log()
+            if gradient_ND is None:
+                continue
+            # d log p(y) / d logits = 1[y] - p, in place of p
+            slant_NV = logits_NV.mul_((-head.scale / sum_N).unsqueeze(-1))
+            slant_NV.scatter_add_(-1, target_N1, torch.full_like(target_N1, head.scale, dtype=torch.float32))
+            if slope_NV is not None:
+                slant_NV *= slope_NV
+            torch.mm(slant_NV.to(weight_VD.dtype), weight_VD, out=gradient_ND[rows])
+        if gradient_ND is not None:
+            ctx.save_for_backward(gradient_ND)
+        return logprobs_N
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient_ND,) = ctx.saved_tensors
+        return (gradient_ND * upstream[0].unsqueeze(-1)).to(gradient_ND.dtype), None, None
+
+
+@torch.no_grad()
+def surprises(head: Head, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(log-prob of the target, entropy, variance of the log-prob) of every token's distribution, each fp32 [N].
+
+    In nats and nats²: a sampled token's log-prob has mean -entropy and this variance.
+    """
+    found = []
+    for rows in tiles(len(hidden_ND), head.vocabulary, hidden_ND.device):
+        logp_NV = torch.log_softmax(head.logits(hidden_ND[rows]), dim=-1)
+        p_NV = logp_NV.exp()
+        logp_NV.clamp_(min=-1e4)  # 0 · log 0 = 0
+        entropy_N = -(p_NV * logp_NV).sum(-1)
+        second_N = (p_NV * logp_NV.square()).sum(-1)
+        chosen_N = logp_NV.gather(-1, targets_N[rows].unsqueeze(-1)).squeeze(-1)
+        found.append((chosen_N, entropy_N, second_N - entropy_N.square()))
+    logprob_N, entropy_N, variance_N = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return logprob_N, entropy_N, variance_N

@@ -1,6 +1,7 @@
 """Log-probabilities of answers under the player that is seated: one function for scoring and training.
 
-Shapes: B rows, A positions from the first answer token on.
+Rows are (prompt, answer); neighbours with the same prompt share it where the base's layout can.
+Shapes: A rows, N tokens of all their answers.
 """
 
 from __future__ import annotations
@@ -13,60 +14,66 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring.data.collate import Batch, Row, collate, micro_batches
+from sparring.data.collate import Batch, Row, collate, micro_batches, packed_tokens
 from sparring.models.base import Base
-from sparring.models.head import entropies, token_logprobs
-
-# At most this many fp32 logits at once (0.5 GiB), whatever the token budget says.
-LOGITS = 2**27
+from sparring.models.forward import token_logprobs, token_surprises
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a forward pass says about B answers: sums of token log-probs in nats, and token counts."""
+    """What a forward pass says about A answers: sums of token log-probs in nats (fp64), and token counts."""
 
-    logprob_B: Tensor
-    tokens_B: Tensor
+    logprob_A: Tensor
+    tokens_A: Tensor
 
 
 def answer_logprobs(model: Any, base: Base, rows: Sequence[Row]) -> Scores:
     """log p(answer | prompt) of every row, summed over the answer's tokens and over nothing else."""
-    batch = collate(rows, base.pad_id, base.device)
-    logits_BAV = _logits(model, batch, base)
-    logprob_BA = token_logprobs(logits_BAV, batch.targets_BA)
-    kept_BA = logprob_BA.masked_fill(~batch.answer_BA, 0.0)
-    return Scores(kept_BA.sum(dim=-1), batch.answer_BA.sum(dim=-1))
+    batch = _collate(base, rows)
+    logprob_N = token_logprobs(model, batch, base.layout).double()
+    tokens_A = torch.tensor(batch.tokens, device=base.device)
+    return Scores(torch.segment_reduce(logprob_N, "sum", lengths=tokens_A), tokens_A)
 
 
-def _logits(model: Any, batch: Batch, base: Base) -> Tensor:
-    """Logits [B, A, V] that predict the batch's `targets_BA`.
-
-    No mask is given: padding stands on the right, where causal attention never looks, and without a
-    mask the attention kernels are faster (1.3 to 1.7 times on a CPU). Positions count from 0, as by default.
-    """
-    logits: Tensor = model(
-        input_ids=batch.input_ids_BL,
-        logits_to_keep=torch.arange(batch.first, batch.input_ids_BL.shape[1] - 1, device=base.device),
-        use_cache=False,
-    ).logits
-    return logits
+def _collate(base: Base, rows: Sequence[Row]) -> Batch:
+    return collate(rows, base.pad_id, base.device, base.layout.packed, base.layout.flash)
 
 
 def split_rows(indices: Sequence[int], rows_of: Sequence[Sequence[Row]], base: Base, tokens: int) -> list[list[int]]:
-    """Micro-batches of items within the token budget and the logits budget."""
-    return micro_batches(indices, rows_of, tokens, LOGITS, base.vocabulary)
+    """Micro-batches of items within the token budget."""
+    return micro_batches(indices, rows_of, tokens, base.layout.packed)
+
+
+def computed_tokens(base: Base, rows: Sequence[Row]) -> int:
+    """How many tokens the linear layers compute for some rows: a shared prompt once, no padding counted."""
+    if base.layout.packed:
+        return packed_tokens(rows)
+    return sum(len(prompt) + len(answer) - 1 for prompt, answer in rows)
 
 
 @torch.no_grad()
 def score(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> list[float]:
     """Summed log-prob of each row's answer in nats, in the order given, under the seated player."""
     result = [0.0] * len(rows)
-    for chunk in _chunks(range(len(rows)), 4096):
-        for indices in split_rows(chunk, [[rows[i]] for i in chunk], base, tokens):
-            values = answer_logprobs(model, base, [rows[i] for i in indices]).logprob_B.double().tolist()
+    for chunk in _chunks(_neighbours(rows), 1024):
+        items = list(range(len(chunk)))
+        for chosen in split_rows(items, [[rows[i] for i in item] for item in chunk], base, tokens):
+            indices = [i for item in chosen for i in chunk[item]]
+            values = answer_logprobs(model, base, [rows[i] for i in indices]).logprob_A.tolist()
             for index, value in zip(indices, values, strict=True):
                 result[index] = value
     return result
+
+
+def _neighbours(rows: Sequence[Row]) -> list[list[int]]:
+    """Row numbers, those of neighbours with the same prompt together."""
+    items: list[list[int]] = []
+    for index, (prompt, _) in enumerate(rows):
+        if items and rows[items[-1][0]][0] == prompt:
+            items[-1].append(index)
+        else:
+            items.append([index])
+    return items
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +103,17 @@ class Gap:
 def sampling_gap(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> Gap:
     """The gap of some answers under the seated player. Greedy answers, a temperature or others' answers show."""
     total = variance = largest = 0.0
-    for indices in split_rows(range(len(rows)), [[row] for row in rows], base, tokens):
-        batch = collate([rows[i] for i in indices], base.pad_id, base.device)
-        logits_BAV = _logits(model, batch, base)
-        entropy_BA, variance_BA = entropies(logits_BAV)
-        surprise = (token_logprobs(logits_BAV, batch.targets_BA) + entropy_BA)[batch.answer_BA].double()
-        total += surprise.sum().item()
-        variance += variance_BA[batch.answer_BA].double().clamp(min=0).sum().item()
-        largest = max(largest, surprise.abs().max().item())
+    items = _neighbours(rows)
+    for chosen in split_rows(range(len(items)), [[rows[i] for i in item] for item in items], base, tokens):
+        batch = _collate(base, [rows[i] for item in chosen for i in items[item]])
+        logprob_N, entropy_N, variance_N = token_surprises(model, batch, base.layout)
+        surprise_N = (logprob_N + entropy_N).double()
+        total += surprise_N.sum().item()
+        variance += variance_N.double().clamp(min=0).sum().item()
+        largest = max(largest, surprise_N.abs().max().item())
     return Gap(total, variance, largest)
 
 
-def _chunks(items: range, size: int) -> Iterator[range]:
+def _chunks(items: list[list[int]], size: int) -> Iterator[list[list[int]]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

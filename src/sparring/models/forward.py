@@ -1,0 +1,70 @@
+"""The forward pass of scoring and training, the same for both: token ids → log-probs of the answers' tokens.
+
+How a model is called (its `Layout`) is found out by numbers when it is loaded (models/layout.py).
+Shapes: N answer tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from sparring.data.collate import Batch
+from sparring.models.head import Head, surprises
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a model is called.
+
+    packed   prompts shared in packed rows (data/packing.py); else a padded row for each answer
+    flash    packed rows with flash attention for sequences of varying length (CUDA)
+    direct   the decoder's output goes to our own head (models/head.py); else the model makes its own logits
+    why      in words, why prompts cannot be shared; empty if they are
+    """
+
+    packed: bool = False
+    flash: bool = False
+    direct: bool = False
+    why: str = ""
+
+
+def token_logprobs(model: Any, batch: Batch, layout: Layout) -> Tensor:
+    """log p of every answer token given what stands before it, in nats, fp32, [N]."""
+    head, hidden_ND = _outputs(model, batch, layout)
+    return head.logprobs(hidden_ND, batch.targets_N)
+
+
+def token_surprises(model: Any, batch: Batch, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """(log p of every answer token, entropy of its distribution, variance of log p), each fp32 [N]."""
+    head, hidden_ND = _outputs(model, batch, layout)
+    return surprises(head, hidden_ND, batch.targets_N)
+
+
+def _outputs(model: Any, batch: Batch, layout: Layout) -> tuple[Head, Tensor]:
+    """A head, and what it takes at the positions that predict answer tokens, [N, D]."""
+    if not layout.direct:
+        return _ready_logits(model, batch)
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    given: dict[str, Any] = {"input_ids": batch.input_ids_BL, "use_cache": False}
+    if batch.unpacking is not None:
+        # a mask of four dimensions is taken as it is, so none is made; attention does not look at it
+        nothing = torch.zeros(1, 1, 1, 1, device=batch.input_ids_BL.device)
+        given |= {"position_ids": batch.positions_BL, "attention_mask": nothing, "unpacking": batch.unpacking}
+    # Ordinary rows get no mask: padding stands on the right, where causal attention never looks,
+    # and without a mask the attention kernels are faster (1.3 to 1.7 times on a CPU).
+    hidden_BLD: Tensor = inner.get_decoder()(**given)[0]
+    return Head.of(inner), hidden_BLD.flatten(0, 1).index_select(0, batch.at_N)
+
+
+def _ready_logits(model: Any, batch: Batch) -> tuple[Head, Tensor]:
+    """The model's own logits, [N, V], and a head that has nothing left to do."""
+    length = batch.input_ids_BL.shape[1]
+    row_N, place_N = batch.at_N // length, batch.at_N % length
+    kept = torch.arange(int(place_N.min()), length, device=batch.at_N.device)
+    logits_BAV: Tensor = model(input_ids=batch.input_ids_BL, logits_to_keep=kept, use_cache=False).logits
+    return Head(nn.Identity(), logits_BAV.shape[-1]), logits_BAV[row_N, place_N - kept[0]]

@@ -1,0 +1,121 @@
+"""Finding out how a model can be called: by numbers on two short pairs, not by its name.
+
+Packed rows fail silently where an architecture does not take part: a mask is built all the same, positions
+start anew, a window is forgotten, a state runs on from one answer into the next. So every form is tried on
+the loaded model and compared with plain forward passes of whole sequences.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparring.data.collate import Row, collate
+from sparring.models.attention import NAME
+from sparring.models.forward import Layout, token_logprobs
+
+# How far log-probs may be from those of a plain forward pass, in nats per token (root mean square), beyond five
+# times what ordinary padded rows are off.
+NEAR = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+
+WINDOWED = 2048  # a window up to this length is tried with prompts that are longer
+KINDS = {"full_attention", "sliding_attention"}  # layers whose attention is a matter of positions alone
+
+
+def choose_layout(model: Any, vocabulary: int) -> Layout:
+    """The fastest way of calling the model that gives a plain forward pass's numbers.
+
+    Leaves the model's attention set for that way. The model must be frozen and in eval mode.
+    """
+    device, native = model.get_input_embeddings().weight.device, model.config._attn_implementation
+    rows = _pairs(vocabulary, _window(model))
+    plain_N = _plain(model, rows)
+    noise, wrong = _difference(model, rows, plain_N, Layout(direct=True), 0.0)
+    why = _foreign_layers(model) or wrong
+    if not why:
+        flash = [True, False] if device.type == "cuda" and model.dtype != torch.float32 else [False]
+        _use(model, NAME)
+        for layout in [Layout(packed=True, flash=use, direct=True) for use in flash]:
+            _, why = _difference(model, rows, plain_N, layout, noise)
+            if not why:
+                return layout
+        _use(model, native)
+    return Layout(direct=not wrong, why=why)
+
+
+def _pairs(vocabulary: int, window: int | None) -> list[Row]:
+    """Two short pairs: prompts of different lengths, answers of several tokens and of one."""
+    draw = random.Random(0)
+    longer = 0 if window is None or window > WINDOWED else window
+
+    def ids(count: int) -> list[int]:
+        return [draw.randrange(vocabulary) for _ in range(count)]
+
+    first, second = ids(9 + longer), ids(5)
+    return [(first, ids(6)), (first, ids(3)), (second, ids(1)), (second, ids(4)), (second, ids(7))]
+
+
+def _window(model: Any) -> int | None:
+    """The sliding window that the config states, if any."""
+    return getattr(model.config.get_text_config(), "sliding_window", None)
+
+
+def _foreign_layers(model: Any) -> str:
+    """Layers whose kind the config states and that are not attention by position: state-space, chunked, linear."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - KINDS
+    return f"it has layers of another kind ({', '.join(sorted(kinds))})" if kinds else ""
+
+
+def _use(model: Any, implementation: str) -> None:
+    """Set the model's attention; a model that has its own stays as it is, which the numbers will show."""
+    with _silence():
+        model.set_attn_implementation(implementation)
+
+
+@torch.no_grad()
+def _plain(model: Any, rows: list[Row]) -> Tensor:
+    """log p of every answer token by a forward pass of each whole sequence, as transformers makes it."""
+    device = model.get_input_embeddings().weight.device
+    found = []
+    for prompt, answer in rows:
+        ids = torch.tensor([prompt + answer], device=device)
+        logprobs = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0].float(), dim=-1)
+        at = torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1, device=device)
+        found.append(logprobs[at, ids[0, at + 1]])
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def _difference(model: Any, rows: list[Row], plain_N: Tensor, layout: Layout, noise: float) -> tuple[float, str]:
+    """(how far a way of calling the model is off, and in words what is wrong with it; empty if nothing is)."""
+    device = model.get_input_embeddings().weight.device
+    batch = collate(rows, 0, device, layout.packed, layout.flash)
+    try:
+        got_N = token_logprobs(model, batch, layout)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, ImportError) as error:
+        return 0.0, f"it cannot be called so ({' '.join(str(error).split())[:120]})"
+    gap = (got_N - plain_N).square().mean().sqrt().item()
+    if not gap <= NEAR[model.dtype] + 5 * noise:
+        return gap, f"its log-probs would be {gap:.2g} nats per token off"
+    window = _window(model)
+    if batch.unpacking is not None and window is not None and window not in batch.unpacking.windows:
+        return gap, f"its attention layers do not say their window of {window} tokens"
+    return gap, ""
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """transformers warns when a model's attention cannot be changed; that is found out by numbers here."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
