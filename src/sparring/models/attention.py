@@ -10,7 +10,6 @@ Shapes: T packed tokens, R rows of a bucket, L their longest, A queries of a row
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -129,12 +128,11 @@ def flash(query: Tensor, key: Tensor, value: Tensor, unpacking: Unpacking, scale
     q_THD = query[0].transpose(0, 1)
     k_NHD, v_NHD = (_repeated(x, query.shape[1])[0].transpose(0, 1)[unpacking.keys] for x in (key, value))
     seen = (-1 if window is None else window - 1, 0)
-    attend_varlen: Callable[..., Tensor] = varlen_attn  # a tensor alone, since no more is asked for
-    return attend_varlen(
+    found = varlen_attn(
         q_THD, k_NHD, v_NHD, unpacking.starts_q, unpacking.starts_k, unpacking.most_q, unpacking.most_k,
         scale=scale, window_size=seen,
     )  # fmt: skip
-    return found
+    return found if isinstance(found, Tensor) else found[0]
 
 
 AttentionInterface.register(NAME, attend)
