@@ -14,6 +14,7 @@ ROWS = {
     "config": 1,
     "configfile": 2,
     "files": 1,
+    "machine": 1,
     "run": 2,
     "laboratory": 1,  # the roof: two paths
     "laboratory.world": 1,

@@ -28,7 +28,9 @@ class ModelConfig(Section):
 
     base: str = Field("laboratory", description="a local folder, a hub id, or `laboratory`")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
-    dtype: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, else fp32")
+    dtype: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 on CUDA and on CPUs fast at it, else fp32"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     template: str = Field("auto", description="auto (the tokenizer's own, else plain), plain, chatml, or a .jinja file")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")

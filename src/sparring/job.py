@@ -19,6 +19,7 @@ from sparring.data.load import Loaded, load
 from sparring.data.messages import Renderer
 from sparring.errors import InputError
 from sparring.files import digest
+from sparring.machine import available_threads
 from sparring.models.base import choose_device, find_base, fingerprint_folder, load_renderer, read_config
 from sparring.report.page import write_report
 from sparring.run import Event, Run
@@ -30,17 +31,6 @@ def quiet_libraries() -> None:
     """Keep transformers' own bars and notes off the terminal."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-
-
-def available_threads() -> int:
-    """CPU threads that this process may really use: its affinity, and its container's share."""
-    count = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.exists():
-        limit, period = quota.read_text().split()
-        if limit != "max":
-            count = min(count, max(1, int(limit) // int(period)))
-    return count
 
 
 def run_folder(config: Config) -> Path:

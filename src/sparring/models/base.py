@@ -16,6 +16,7 @@ from sparring import laboratory
 from sparring.config import ModelConfig
 from sparring.data.messages import Renderer, choose_template
 from sparring.errors import ModelError
+from sparring.machine import fast_bf16
 from sparring.models.forward import Layout
 from sparring.models.layout import choose_layout
 
@@ -62,12 +63,12 @@ class Base:
 
 
 def choose_device(config: ModelConfig) -> tuple[torch.device, torch.dtype]:
-    """Where to compute and in which type: bf16 on CUDA, fp32 on CPU, unless the config says otherwise."""
+    """Where to compute and in which type: bf16 on CUDA and on CPUs that are fast at it, else fp32."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ModelError("model.device is cuda, but no CUDA device is available; use auto or cpu")
     cuda = torch.cuda.is_available() and config.device != "cpu"
-    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "auto": torch.bfloat16 if cuda else torch.float32}
-    return torch.device("cuda" if cuda else "cpu"), named[config.dtype]
+    half = config.dtype == "bf16" or (config.dtype == "auto" and (cuda or fast_bf16()))
+    return torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if half else torch.float32
 
 
 def find_base(config: ModelConfig) -> Path:
