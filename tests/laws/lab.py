@@ -25,6 +25,7 @@ from sparring.tasks import PairTask
 SMALL = [
     'data.split="[:48]"',
     "data.train=laboratory",
+    "model.dtype=fp32",
     "data.eval_limit=8",
     "sft.epochs=2",
     "sft.lr=2e-3",

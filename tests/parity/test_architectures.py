@@ -57,7 +57,7 @@ def settings(name: str, folder: Path, **more: Any) -> dict[str, Any]:
         "name": name,
         "runs": str(folder / "runs"),
         "threads": 1,
-        "model": {"base": str(base), "device": "cpu", **more},
+        "model": {"base": str(base), "device": "cpu", "dtype": "fp32", **more},
         "data": {"train": str(chats(folder)), "eval_size": 3},
         "method": {"r": 4, "alpha": 8, "dropout": 0.1},
         "sft": {"epochs": 2, "lr": 1e-2, "batch_size": 4},
