@@ -166,7 +166,7 @@ def test_an_end_token_as_the_last_allowed_token_is_an_end() -> None:
             size = len(answer.ids)
             assert generator_of(model, base)([prompts[i]], keys[i : i + 1], size) == [answer]
             (cut,) = generator_of(model, base)([prompts[i]], keys[i : i + 1], size - 1)
-            assert cut == Answer(answer.ids[:-1], "length")
+            assert cut == Answer(answer.ids[:-1], "length", 0.0)
             checked += 1
     assert checked
 
@@ -205,7 +205,7 @@ def test_prompt_and_answer_never_exceed_the_context(name: str) -> None:
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         if answer.ids:
             assert is_replayed(model, base, prompt, keys[i : i + 1], answer)
-    assert generator_of(model, base)(prompts[3:4], keys[3:4], 10) == [Answer([], "length")]
+    assert generator_of(model, base)(prompts[3:4], keys[3:4], 10) == [Answer([], "length", 0.0)]
 
 
 def test_temperature_0_is_greedy() -> None:
