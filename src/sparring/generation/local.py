@@ -27,7 +27,7 @@ MOST_ROWS = 512  # decoding gains little from more rows at once
 
 # Prompts are computed together up to this many tokens, padding included: enough for the matrix products, and
 # few enough that prompts of much different lengths do not pad each other.
-PROMPT_TOKENS = {"cpu": 2048, "cuda": 16384}
+PROMPT_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 # New rows wait until this share of the places is free, so that their prompts too are computed together.
 FREE_SHARE = 4
@@ -140,8 +140,8 @@ class LocalGenerator:
             together -= 1
         if not together and len(rows_B):
             return 0  # until there is room for more samples of this prompt, at the latest when all have left
-        # Room behind the last column, so that what is in use is not moved to the left at every step.
-        cache.reserve(places, columns + columns // 8 + 16)
+        # Where rows will follow, room behind the last column: what is in use is then seldom moved to the left.
+        cache.reserve(places, columns + (columns // 8 + 16 if len(everyone) > places else 0))
         return together or count
 
     def _groups(self, cache: Held, prompts: Sequence[list[int]], entering: Numbers, same: Numbers) -> Iterator[Numbers]:
