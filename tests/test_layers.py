@@ -45,6 +45,7 @@ ROWS = {
     "models.players": 3,
     "models.scoring": 3,
     "generation": 0,
+    "generation.cache": 1,
     "generation.local": 4,
     "laboratory.exact": 2,
     "laboratory.pretrain": 5,

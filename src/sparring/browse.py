@@ -101,7 +101,7 @@ def answer(
             f"the prompt has {len(ids)} tokens, but the model's context is {ring.base.context}; shorten the prompt"
         )
     settings = config.generation.model_copy(update={"temperature": temperature})
-    generator = LocalGenerator(ring.seat(seated), ring.base, settings)
+    generator = LocalGenerator(ring.seat(seated, settings.merge), ring.base, settings)
     keys = stream_keys(seed, 0, [0] * count, list(range(count)))
     return [renderer.decode(given.ids) for given in generator([ids] * count, keys, max_new_tokens)]
 

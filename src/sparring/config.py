@@ -124,6 +124,7 @@ class GenerationConfig(Section):
     max_new_tokens: PositiveInt | None = Field(None, description="default: the longest real answer")
     temperature: NonNegativeFloat = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    merge: bool = Field(True, description="decode with the adapter merged into the base; false: attached, slower")
     shard_size: PositiveInt = Field(512, description="prompts per file; a killed run repeats one file")
     batch_tokens: PositiveInt | None = Field(
         None, description="prompt + answer tokens decoded at once; default: what a cache of 1 GiB (CUDA: 8 GiB) holds"

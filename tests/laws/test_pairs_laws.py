@@ -252,8 +252,8 @@ def test_greedy_negatives_stop_the_run(tmp_path: Path, monkeypatch: pytest.Monke
 
     with session(tmp_path, "selfplay.samples=12") as opened:
         played = Game(opened)
-        choose = local.choose
-        monkeypatch.setattr(local, "choose", lambda logits, u, temperature, top_p: choose(logits, u, 0.0, top_p))
+        draw = local.draw
+        monkeypatch.setattr(local, "draw", lambda logits, u, temperature, top_p: draw(logits, u, 0.0, top_p))
         answers = played.play(played.start, 0)
         with pytest.raises(LawBroken, match="law 5"):
             played.score(played.start, answers, None, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -9,16 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.helpers import ARCHITECTURES, CONTEXT, base_of, disturb, ring_of
+from tests.helpers import ARCHITECTURES, CONTEXT, base_of, disturb, model_of, renderer_of, ring_of
+from tests.helpers import byte_tokenizer as tokenizer_of
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Lfm2Config, Llama4TextConfig, LlamaConfig
 
-from sparring.config import GenerationConfig
+from sparring.config import GenerationConfig, MethodConfig
 from sparring.data.pairs import Prompt
 from sparring.generation.base import Answer
 from sparring.generation.local import LocalGenerator
 from sparring.generation.play import sample
 from sparring.generation.sampling import Keys, choose, stream_keys, uniforms
-from sparring.models.base import Base
-from sparring.models.players import Player
+from sparring.models.base import Base, wrap_base
+from sparring.models.players import Player, Ring
+from sparring.models.scoring import score
 
 LENGTHS = (5, 12, 20, 3, 12, 1)
 LIMIT = 24
@@ -137,6 +142,131 @@ def test_bf16_answers_do_not_depend_on_the_padding_of_ids() -> None:
     assert generator_of(base.model, base)(prompts, keys_of(len(prompts)), 20) == answers
 
 
+class Watch(torch.nn.Module):
+    """The model itself, and a note of the shape of all that it is asked."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.shapes: list[tuple[int, int]] = []
+
+    def forward(self, input_ids: torch.Tensor, **more: Any) -> Any:
+        self.shapes.append((input_ids.shape[0], input_ids.shape[1]))
+        return self.model(input_ids=input_ids, **more)
+
+
+def mixed_work(base: Base) -> tuple[list[list[int]], Keys]:
+    """Prompts of many lengths, some of them several times, not all side by side."""
+    prompts = prompts_of(base, (30, 2, 17, 9, 1, 40, 9, 25, 3, 13, 6, 21))
+    prompts += [prompts[2], prompts[5], prompts[2], prompts[4], *[prompts[8]] * 4]
+    return prompts, keys_of(len(prompts))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_rows_that_enter_and_leave_at_any_time_answer_as_alone(name: str) -> None:
+    """Several samples of a prompt, mixed lengths, answers that end early, places that are filled again."""
+    model, base = ending_player(name)
+    prompts, keys = mixed_work(base)
+    alone = [generator_of(model, base)([p], keys[i : i + 1], LIMIT)[0] for i, p in enumerate(prompts)]
+    for tokens in (150, 260, 600, None):
+        watch = Watch(model)
+        assert generator_of(watch, base, batch_tokens=tokens)(prompts, keys, LIMIT) == alone, tokens
+        steps = [rows for rows, columns in watch.shapes if columns == 1]
+        if tokens in (150, 260):
+            assert any(more > fewer for fewer, more in itertools.pairwise(steps)), "rows must enter later"
+        assert sum(steps) <= sum(len(answer.ids) for answer in alone) + len(watch.shapes), (
+            "no row goes on after its end"
+        )
+
+
+def test_a_prompt_is_computed_once_for_all_its_samples() -> None:
+    model, base = player_of(end=-1)
+    (prompt, other) = prompts_of(base, (20, 11))
+    prompts = [prompt, other, prompt, prompt, other]
+    watch = Watch(model)
+    answers = generator_of(watch, base)(prompts, keys_of(5), 4)
+    assert watch.shapes == [(2, 19), *[(5, 1)] * 4]
+    assert len({tuple(answer.ids) for answer in answers}) == 5
+
+
+OTHERS: dict[str, Any] = {
+    "convolutions": lambda sizes: Lfm2Config(
+        **sizes, layer_types=["conv", "full_attention"], conv_L_cache=3, block_auto_adjust_ff_dim=False
+    ),
+    "chunks": lambda sizes: Llama4TextConfig(
+        **sizes, head_dim=8, attention_chunk_size=6, num_local_experts=2, moe_layers=[], intermediate_size_mlp=48
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_layers_that_the_buffers_cannot_hold(kind: str) -> None:
+    sizes = {"vocab_size": 420, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT}
+    base = wrap_base(model_of(OTHERS[kind](sizes)), renderer_of(tokenizer_of()), kind)
+    base.renderer.end_ids = tuple(range(3, 30))
+    prompts, keys = mixed_work(base)
+    answers = generator_of(base.model, base, batch_tokens=260)(prompts, keys, LIMIT)
+    assert {answer.finish for answer in answers} == {"end", "length"}
+    rows = [(prompt, answer.ids) for prompt, answer in zip(prompts, answers, strict=True)]
+    assert [answer.logprob for answer in answers] == pytest.approx(score(base.model, base, rows, 8192), abs=1e-4)
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        assert is_replayed(base.model, base, prompt, keys[i : i + 1], answer)
+
+
+# ---------------------------------------------------------------- log-probs
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("config", [{}, {"temperature": 0.7, "top_p": 0.9}, {"temperature": 0}])
+def test_the_log_prob_is_the_players_own(name: str, config: dict[str, float]) -> None:
+    """As a pass over prompt and answer gives it, at temperature 1, however the answer was chosen."""
+    model, base = ending_player(name)
+    prompts, keys = mixed_work(base)
+    answers = generator_of(model, base, batch_tokens=260, **config)(prompts, keys, LIMIT)
+    rows = [(prompt, answer.ids) for prompt, answer in zip(prompts, answers, strict=True)]
+    expected = score(model, base, rows, 8192)
+    assert [answer.logprob for answer in answers] == pytest.approx(expected, abs=1e-4)
+    assert max(expected) < -0.1
+
+
+class Products(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and func.namespace == "aten" and "view" not in str(func):
+            self.largest = max(self.largest, made.untyped_storage().nbytes() if made._base is None else 0)
+        return made
+
+
+@pytest.mark.parametrize("target", ["all-linear", ["q_proj", "lm_head"]], ids=["plain", "adapted"])
+def test_the_head_is_not_copied_for_every_row(target: Any) -> None:
+    """A bf16 head on a slice of hidden states: on a CPU its weights would be copied once per row."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = model_of(LlamaConfig(vocab_size=30_000, **sizes), dtype=torch.bfloat16)
+    hidden = torch.randn(8, 5, 16).to(torch.bfloat16)
+
+    def largest() -> int:
+        with torch.no_grad(), Products() as seen:
+            head(hidden[:, -1:, :])
+        return seen.largest
+
+    copies = 8 * 30_000 * 16 * 2
+    head = model.requires_grad_(False).get_output_embeddings()
+    assert largest() >= copies, "the trap is there"
+    base = wrap_base(model, renderer_of(tokenizer_of()), "wide")
+    ring = Ring(base, MethodConfig(r=2, alpha=4.0, target_modules=target), "base")
+    ring.challenge(Player.untrained(base), seed=0)
+    ring.model.requires_grad_(False)
+    head = ring.model.get_output_embeddings()
+    assert largest() < copies / 4
+
+
 # ---------------------------------------------------------------- how answers end
 
 
@@ -166,7 +296,7 @@ def test_an_end_token_as_the_last_allowed_token_is_an_end() -> None:
             size = len(answer.ids)
             assert generator_of(model, base)([prompts[i]], keys[i : i + 1], size) == [answer]
             (cut,) = generator_of(model, base)([prompts[i]], keys[i : i + 1], size - 1)
-            assert cut == Answer(answer.ids[:-1], "length")
+            assert cut == Answer(answer.ids[:-1], "length", 0.0)
             checked += 1
     assert checked
 
@@ -205,7 +335,7 @@ def test_prompt_and_answer_never_exceed_the_context(name: str) -> None:
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         if answer.ids:
             assert is_replayed(model, base, prompt, keys[i : i + 1], answer)
-    assert generator_of(model, base)(prompts[3:4], keys[3:4], 10) == [Answer([], "length")]
+    assert generator_of(model, base)(prompts[3:4], keys[3:4], 10) == [Answer([], "length", 0.0)]
 
 
 def test_temperature_0_is_greedy() -> None:

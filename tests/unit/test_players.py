@@ -181,6 +181,41 @@ def test_merged_equals_attached(name: str, tmp_path: Path) -> None:
     assert (attached - without).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("hold", HOLDS)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_merged_for_playing_and_back_bit_for_bit(name: str, hold: str, kind: str, tmp_path: Path) -> None:
+    """Law 12: the same player while merged, and the very base and the very attached player afterwards."""
+    base = base_of(name, dtype=TYPES[kind])
+    ring = ring_of(base)
+    players = chain(ring, hold, tmp_path)
+    ring.seat(Player.untrained(base))
+    before = state_of(base)
+    nobody = scores(base.model, base)
+    for player in players[1:]:
+        attached = scores(ring.seat(player), base)
+        inside = scores(ring.seat(player, merged=True), base)
+        assert ring.seated == player.fingerprint
+        assert not any("lora" in name for name, _ in ring.model.named_parameters())
+        assert not any(p.requires_grad for p in ring.model.parameters())
+        moved = max(abs(a - b) for a, b in zip(attached, nobody, strict=True))
+        gap = max(abs(a - b) for a, b in zip(attached, inside, strict=True))
+        assert gap < (1e-3 if kind == "fp32" else 0.2 * moved), (gap, moved)
+        assert moved > 0.1
+        assert scores(ring.seat(player), base) == attached
+    ring.seat(players[-1], merged=True)
+    ring.seat(Player.untrained(base))
+    assert same_bytes(before, state_of(base))
+    assert not ring._pristine
+
+
+def test_only_weights_that_change_are_kept_twice(tmp_path: Path) -> None:
+    base = base_of("llama")
+    ring = Ring(base, MethodConfig(r=2, alpha=4.0, target_modules=["q_proj"]), "base")
+    ring.seat(chain(ring, "stack", tmp_path)[-1], merged=True)
+    assert sorted(ring._pristine) == [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)]
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -384,6 +419,7 @@ def test_a_shared_embedding_cannot_be_merged(module: str, tmp_path: Path) -> Non
         players = chain(ring, hold, tmp_path / hold)
         expected = scores(ring.seat(players[1]), base)
         assert scores(ring.challenge(players[1], seed=0), base) == expected
+        assert scores(ring.seat(players[1], merged=True), base) == expected, "it stays beside the base"
     ring.seat(Player.untrained(base))
     assert same_bytes(before, state_of(base))
 

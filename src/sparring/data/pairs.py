@@ -36,7 +36,8 @@ class Prompt:
 class Played:
     """What an opponent answered to one prompt, K times.
 
-    finish  "end" (the last id is an end token) or "length" (cut: no end token)
+    finish    "end" (the last id is an end token) or "length" (cut: no end token)
+    logprobs  log p of each answer as it was sampled, summed over its tokens, in nats
     """
 
     key: int
@@ -44,6 +45,7 @@ class Played:
     real_ids: list[int]
     synthetic_ids: list[list[int]]
     finish: list[str]
+    logprobs: list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ SCHEMAS: dict[type, pa.Schema] = {
             ("real_ids", _IDS),
             ("synthetic_ids", pa.list_(_IDS)),
             ("finish", pa.list_(pa.string())),
+            ("logprobs", pa.list_(pa.float64())),
         ]
     ),
     Pair: pa.schema(

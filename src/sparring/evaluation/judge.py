@@ -103,12 +103,11 @@ def _ask(
 ) -> tuple[list[float], list[list[Answer]], list[list[float]]]:
     """(log p of the real answers, sampled answers [prompt][sample], their own log p)."""
     config, base = session.config, session.ring.base
-    model = session.ring.seat(player)
-    tokens = config.optimiser.micro_batch_tokens
-    real = real_logprobs(model, base, prompts, tokens)
+    generator = LocalGenerator(session.ring.seat(player, config.generation.merge), base, config.generation)
     limit = answer_limit(session, data)
-    generator = LocalGenerator(model, base, config.generation)
     answers = sample(generator, prompts, config.seed, STREAM, config.evaluation.samples, limit)
+    model = session.ring.seat(player)
+    real = real_logprobs(model, base, prompts, config.optimiser.micro_batch_tokens)
     return real, answers, _own(session, model, prompts, answers)
 
 

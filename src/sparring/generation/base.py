@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sparring.generation.sampling import Keys
@@ -13,11 +13,14 @@ from sparring.generation.sampling import Keys
 class Answer:
     """A sampled answer: token ids as they came, and why it ended.
 
-    finish  "end": the last id is an end token, really emitted. "length": it was cut and holds none.
+    finish   "end": the last id is an end token, really emitted. "length": it was cut and holds none.
+    logprob  log p(answer | prompt) under the player at temperature 1, in nats: the sum over its tokens.
+             Its last digits depend on what was decoded beside it, so equal answers may differ in it.
     """
 
     ids: list[int]
     finish: str
+    logprob: float = field(compare=False)
 
 
 class Generator(Protocol):

@@ -1,26 +1,36 @@
-"""Generation with the model in memory: batched decoding with a cache that drops finished rows.
+"""Generation with the model in memory: rows enter as places are free, are decoded together, and leave as they end.
 
-Shapes: B rows still running, L longest prompt, V vocabulary.
+A row enters with all of its prompt but the last token in the cache; equal prompts are computed once. The first step
+then reads the prompt's last token, and every later one the token chosen before.
+
+Shapes: B rows that are being decoded, N all rows asked for, L longest prompt, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sparring.config import GenerationConfig
 from sparring.generation.base import Answer
-from sparring.generation.sampling import Keys, choose, uniforms
+from sparring.generation.cache import Held, Numbers, cache_for
+from sparring.generation.sampling import Keys, draw, uniforms
 from sparring.models.base import Base
 
-# Architectures whose causal mask is a buffer of the context's size: a row's padding takes room in it.
-FIXED_MASKS = {"gpt_neo"}
-
 MOST_ROWS = 512  # decoding gains little from more rows at once
+
+# Prompts are computed together up to this many tokens, padding included: enough for the matrix products, and
+# few enough that prompts of much different lengths do not pad each other.
+PROMPT_TOKENS = {"cpu": 1024, "cuda": 16384}
+
+# New rows wait until this share of the places is free, so that their prompts too are computed together.
+FREE_SHARE = 4
 
 
 def cache_tokens(base: Base) -> int:
@@ -32,8 +42,49 @@ def cache_tokens(base: Base) -> int:
     return int((8 if base.device.type == "cuda" else 1) * 2**30 // per_token)
 
 
+@dataclass(frozen=True, slots=True)
+class _Book:
+    """What has been said so far, row by row of all that are asked for."""
+
+    asked_N: Numbers  # the prompt's tokens
+    limit_N: Numbers
+    said_N: Numbers
+    last_N: Numbers  # the token that is read next
+    ended_N: NDArray[np.bool_]
+    logprob_N: NDArray[np.float64]
+    ids_NA: NDArray[np.int32]
+
+    @staticmethod
+    def blank(prompts: Sequence[list[int]], limits: Numbers) -> _Book:
+        count = len(prompts)
+        return _Book(
+            np.array([len(prompt) for prompt in prompts], dtype=np.int64),
+            limits,
+            np.zeros(count, dtype=np.int64),
+            np.array([prompt[-1] for prompt in prompts], dtype=np.int64),
+            np.zeros(count, dtype=np.bool_),
+            np.zeros(count),
+            np.zeros((count, max(0, int(limits.max(initial=0)))), dtype=np.int32),
+        )
+
+    def write(self, rows_B: Numbers, token_B: Numbers, logprob_B: NDArray[np.float64], ends: Numbers) -> Any:
+        """Note a token of each of some rows; returns which of them go on, [B]."""
+        self.ids_NA[rows_B, self.said_N[rows_B]] = token_B
+        self.last_N[rows_B] = token_B
+        self.said_N[rows_B] += 1
+        self.logprob_N[rows_B] += logprob_B
+        ended_B = (token_B[:, None] == ends).any(axis=-1)
+        self.ended_N[rows_B] = ended_B
+        return ~ended_B & (self.said_N[rows_B] < self.limit_N[rows_B])
+
+    def answers(self) -> list[Answer]:
+        finish = np.where(self.ended_N, "end", "length").tolist()
+        said = zip(self.ids_NA, self.said_N.tolist(), finish, self.logprob_N.tolist(), strict=True)
+        return [Answer(ids[:count].tolist(), reason, logprob) for ids, count, reason, logprob in said]
+
+
 class LocalGenerator:
-    """Decodes with a transformers model and cache."""
+    """Decodes with a transformers model."""
 
     def __init__(self, model: Any, base: Base, config: GenerationConfig) -> None:
         self.model = model
@@ -43,82 +94,114 @@ class LocalGenerator:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[list[int]], keys: Keys, max_new_tokens: int) -> list[Answer]:
         """One answer per prompt in the order given. A prompt and its answer never exceed the context."""
-        answers: list[Answer | None] = [None] * len(prompts)
-        for group in self._groups(prompts, max_new_tokens):
-            limits = [min(max_new_tokens, self.base.context - len(prompts[i])) for i in group]
-            decoded = self._decode([prompts[i] for i in group], keys[np.array(group)], limits)
-            for index, answer in zip(group, decoded, strict=True):
-                answers[index] = answer
-        return [answer for answer in answers if answer is not None]
+        book = _Book.blank(prompts, self._limits(prompts, max_new_tokens))
+        ends = np.array(self.base.renderer.end_ids, dtype=np.int64)
+        cache = cache_for(self.base.model.config)
+        same, waiting = _order(prompts)
+        waiting = waiting[book.limit_N[waiting] > 0]
+        rows_B = waiting[:0]
+        while len(rows_B) or len(waiting):
+            count = self._free(cache, book, rows_B, waiting, same)
+            if count:
+                for group in self._groups(cache, prompts, waiting[:count], same):
+                    self._enter(cache, prompts, group, same)
+                rows_B, waiting = np.concatenate([rows_B, waiting[:count]]), waiting[count:]
+            logits_BV = self._step(cache, book, rows_B)
+            u_B = uniforms(keys[rows_B], book.said_N[rows_B])
+            token_B, logprob_B = draw(logits_BV, u_B, self.config.temperature, self.config.top_p)
+            goes_on_B = book.write(rows_B, token_B.cpu().numpy(), logprob_B.cpu().numpy(), ends)
+            if not goes_on_B.all():
+                index_B = _closed_up(goes_on_B)
+                cache.keep(index_B)
+                rows_B = rows_B[index_B]
+        return book.answers()
 
-    def _groups(self, prompts: Sequence[list[int]], max_new_tokens: int) -> Iterator[list[int]]:
-        """Longest prompts first, as many at once as the token budget holds."""
-        tokens = self.config.batch_tokens or cache_tokens(self.base)
-        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-        fixed = self.base.model.config.model_type in FIXED_MASKS
-        while order:
-            longest = len(prompts[order[0]])
-            size = min(MOST_ROWS, max(1, tokens // (longest + max_new_tokens)))
-            if fixed and longest + max_new_tokens > self.base.context:
-                size = min(size, sum(len(prompts[i]) == longest for i in order))
-            yield order[:size]
-            order = order[size:]
+    def _limits(self, prompts: Sequence[list[int]], max_new_tokens: int) -> Numbers:
+        room = [self.base.context - len(prompt) for prompt in prompts]
+        return np.minimum(np.array(room, dtype=np.int64), max_new_tokens)
 
-    def _decode(self, prompts: list[list[int]], keys_B: Keys, limits: list[int]) -> list[Answer]:
-        from transformers import DynamicCache
+    # ------------------------------------------------------------ rows enter
 
-        ids: list[list[int]] = [[] for _ in prompts]
-        finish = ["length"] * len(prompts)
-        running = np.array([i for i, limit in enumerate(limits) if limit > 0])
-        if not len(running):
-            return [Answer([], "length") for _ in prompts]
-        cache = DynamicCache(config=self.model.config)
-        input_ids, attention, position_ids = self._left_padded([prompts[i] for i in running])
-        for position in range(max(limits)):
-            logits_BV = self._step(input_ids, attention, position_ids, cache)
-            chosen_B = choose(
-                logits_BV, uniforms(keys_B[running], position), self.config.temperature, self.config.top_p
+    def _free(self, cache: Held, book: _Book, rows_B: Numbers, waiting: Numbers, same: Numbers) -> int:
+        """How many of those who wait enter now; makes room for them. Samples of one prompt enter together."""
+        if not len(waiting) or (len(rows_B) and not cache.mixed):
+            return 0
+        everyone = np.concatenate([rows_B, waiting])
+        columns = int((book.asked_N + book.limit_N)[everyone].max())
+        budget = self.config.batch_tokens or cache_tokens(self.base)
+        places = min(MOST_ROWS, max(1, budget // columns), len(everyone))
+        count = min(places - len(rows_B), len(waiting))
+        if count < 1 or (len(rows_B) and count < min(len(waiting), places // FREE_SHARE)):
+            return 0
+        if not cache.mixed:
+            count = min(count, int((book.asked_N[waiting] == book.asked_N[waiting[0]]).sum()))
+        together = count
+        while together and together < len(waiting) and same[waiting[together]] == same[waiting[together - 1]]:
+            together -= 1
+        if not together and len(rows_B):
+            return 0  # until there is room for more samples of this prompt, at the latest when all have left
+        # Where rows will follow, room behind the last column: what is in use is then seldom moved to the left.
+        cache.reserve(places, columns + (columns // 8 + 16 if len(everyone) > places else 0))
+        return together or count
+
+    def _groups(self, cache: Held, prompts: Sequence[list[int]], entering: Numbers, same: Numbers) -> Iterator[Numbers]:
+        """Entering rows whose prompts are computed together: longest first, equal prompts side by side."""
+        most = PROMPT_TOKENS[self.base.device.type] if cache.mixed else 2**62
+        start, distinct = 0, 1
+        for place in range(1, len(entering)):
+            distinct += int(same[entering[place]] != same[entering[place - 1]])
+            if distinct * len(prompts[entering[start]]) > most:
+                yield entering[start:place]
+                start, distinct = place, 1
+        yield entering[start:]
+
+    def _enter(self, cache: Held, prompts: Sequence[list[int]], group: Numbers, same: Numbers) -> None:
+        """Compute the prompts of some rows, each distinct one once, but for their last tokens."""
+        distinct, source = np.unique(same[group], return_inverse=True)
+        lengths = np.array([len(prompts[i]) - 1 for i in group], dtype=np.int64)
+        prefix = cache.blank()
+        if lengths.max():
+            ids = torch.full((len(distinct), int(lengths.max())), self.base.pad_id, dtype=torch.long)
+            for row, index in enumerate(distinct):
+                ids[row, : len(prompts[index]) - 1] = torch.tensor(prompts[index][:-1], dtype=torch.long)
+            # Padding stands on the right, where causal attention never looks: no mask. No logits are wanted.
+            self.model(
+                input_ids=ids.to(self.base.device),
+                past_key_values=prefix,
+                use_cache=True,
+                logits_to_keep=torch.zeros(0, dtype=torch.long, device=self.base.device),
             )
-            keep: list[int] = []
-            for row, (index, token) in enumerate(zip(running.tolist(), chosen_B.tolist(), strict=True)):
-                ids[index].append(token)
-                if token in self.base.renderer.end_ids:
-                    finish[index] = "end"
-                elif len(ids[index]) < limits[index]:
-                    keep.append(row)
-            if not keep:
-                break
-            if len(keep) < len(running):
-                rows = torch.tensor(keep, device=self.base.device)
-                cache.batch_select_indices(rows)
-                attention, position_ids, chosen_B = attention[rows], position_ids[rows], chosen_B[rows]
-                running = running[keep]
-            input_ids = chosen_B.unsqueeze(-1)
-            position_ids = position_ids[:, -1:] + 1
-            attention = torch.cat([attention, attention.new_ones((len(running), 1))], dim=-1)
-        return [Answer(answer, reason) for answer, reason in zip(ids, finish, strict=True)]
+        cache.enter(prefix, source, lengths)
 
-    def _step(self, input_ids: Tensor, attention: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
-        """Next-token logits [B, V]; fills the cache."""
+    # ------------------------------------------------------------ rows go on
+
+    def _step(self, cache: Held, book: _Book, rows_B: Numbers) -> Tensor:
+        """Next-token logits [B, V]; every row's last token is now in the cache."""
+        device = self.base.device
+        position_B = book.asked_N[rows_B] + book.said_N[rows_B] - 1
         output = self.model(
-            input_ids=input_ids,
-            attention_mask=attention,
-            position_ids=position_ids,
-            past_key_values=cache,
+            input_ids=torch.from_numpy(book.last_N[rows_B]).unsqueeze(-1).to(device),
+            attention_mask=cache.before_step(device),
+            position_ids=torch.from_numpy(position_B).unsqueeze(-1).to(device),
+            past_key_values=cache.content,
             use_cache=True,
-            logits_to_keep=1,
         )
+        cache.after_step()
         logits: Tensor = output.logits[:, -1]
         return logits
 
-    def _left_padded(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """(ids, attention, positions), each [B, L], the last prompt token of every row in the last column."""
-        length = max(len(prompt) for prompt in prompts)
-        ids = torch.full((len(prompts), length), self.base.pad_id, dtype=torch.long)
-        attention = torch.zeros((len(prompts), length), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, length - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-            attention[row, length - len(prompt) :] = 1
-        positions = (attention.cumsum(dim=-1) - 1).clamp(min=0)
-        device = self.base.device
-        return ids.to(device), attention.to(device), positions.to(device)
+
+def _order(prompts: Sequence[list[int]]) -> tuple[Numbers, Numbers]:
+    """(the first row with the same prompt, by row; all rows, longest prompts first and equal ones side by side)."""
+    first: dict[tuple[int, ...], int] = {}
+    same = [first.setdefault(tuple(prompt), index) for index, prompt in enumerate(prompts)]
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), same[i], i))
+    return np.array(same, dtype=np.int64), np.array(order, dtype=np.int64)
+
+
+def _closed_up(goes_on_B: NDArray[np.bool_]) -> Numbers:
+    """Which row comes to each place when some leave: the last ones fill the holes, the others stay."""
+    count = int(goes_on_B.sum())
+    index_B = np.arange(count)
+    index_B[~goes_on_B[:count]] = np.flatnonzero(goes_on_B[count:]) + count
+    return index_B

@@ -22,7 +22,10 @@ def play(session: Session, folder: Path, data: Phase, opponent: Phase, *, iterat
     config = session.config
     prompts = session.prompts(data, "train")
     limit = answer_limit(session, data)
-    model = session.ring.seat(session.player(opponent))  # even if nothing is left to play: the facts count its work
+    merged = config.generation.merge
+    model = session.ring.seat(
+        session.player(opponent), merged
+    )  # even if nothing is left to play: the facts count its work
     generator = LocalGenerator(model, session.ring.base, config.generation)
     size, count = config.generation.shard_size, 0
     for number, start in enumerate(range(0, len(prompts), size)):
@@ -64,6 +67,7 @@ def _played(row: Prompt, answers: list[Answer]) -> Played:
         row.real_ids,
         [answer.ids for answer in answers],
         [answer.finish for answer in answers],
+        [answer.logprob for answer in answers],
     )
 
 

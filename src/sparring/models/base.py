@@ -189,8 +189,16 @@ def wrap_base(model: Any, renderer: Renderer, fingerprint: str) -> Base:
         )
     model.requires_grad_(False)
     model.eval()
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(_contiguous)
     weight, layout = model.get_input_embeddings().weight, choose_layout(model, vocabulary)
     return Base(model, renderer, fingerprint, context_of(model.config), vocabulary, weight.device, weight.dtype, layout)
+
+
+def _contiguous(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Before the head: a slice of hidden states times frozen bf16 weights copies the weights once per row on a CPU."""
+    return (given[0].contiguous(), *given[1:])
 
 
 def fingerprint_folder(folder: Path) -> str:

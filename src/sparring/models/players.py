@@ -87,8 +87,11 @@ class Ring:
 
     # ------------------------------------------------------------ taking turns
 
-    def seat(self, player: Player) -> Any:
+    def seat(self, player: Player, merged: bool = False) -> Any:
         """Put a player on the base, frozen, in eval mode; returns the model.
+
+        merged  add the adapters to the base's weights until the next turn: faster, and equal but for rounding.
+                Where that would change another weight too (a tied head), they stay beside the base.
 
         Raises LawBroken if the weights now in memory are not those the player was saved with.
         """
@@ -98,6 +101,8 @@ class Ring:
         else:
             prints = [self._attach(folder, f"theta_{index}") for index, folder in enumerate(player.adapters)]
             self._activate([f"theta_{index}" for index in range(len(prints))])
+            if merged and prints and not self._adapts_tied():
+                self._fold()
         self._freeze()
         self.seated = digest([self.base.fingerprint, *prints])
         if self.seated != player.fingerprint:
@@ -209,8 +214,13 @@ class Ring:
         return fingerprint_tensors(self._tensors(name))
 
     def _merge(self, folder: Path) -> str:
-        """Merge an adapter into the base, keeping a pristine copy of the weights it changes."""
+        """Merge an adapter into the base; returns the fingerprint of its weights."""
         fingerprint = self._attach(folder, "merged")
+        self._fold()
+        return fingerprint
+
+    def _fold(self) -> None:
+        """Merge what is active into the base, keeping a pristine copy of the weights that change."""
         for module in self._lora_modules():
             weight = f"{module.replace('base_model.model.', '', 1)}.weight"
             plain = self._wrapped.get_parameter(f"{module}.base_layer.weight")
@@ -218,16 +228,18 @@ class Ring:
         self._wrapped.merge_and_unload(safe_merge=True)
         self._wrapped = None
         self.model = self.base.model
-        return fingerprint
 
-    def _refuse_tied(self) -> None:
+    def _adapts_tied(self) -> bool:
         """An adapter beside the head changes the head; merged into a matrix shared with the embedding, both."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         ends = (self.base.model.get_input_embeddings(), self.base.model.get_output_embeddings())
         adapted = [end for end in ends if isinstance(end, BaseTunerLayer)]
         first, last = (end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends)
-        if adapted and first.weight is last.weight:
+        return bool(adapted) and first.weight is last.weight
+
+    def _refuse_tied(self) -> None:
+        if self._adapts_tied():
             raise ConfigError(
                 f"method.target_modules {self.method.target_modules!r} names the embedding or the head, which are "
                 "one matrix in this base and cannot be merged apart; leave them out, or set selfplay.hold to "
