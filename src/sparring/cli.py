@@ -59,6 +59,9 @@ def run(
     from sparring.job import run_job
     from sparring.report.findings import verdict
 
+    if _follows():
+        run_job(settings)
+        return
     speak = console.listener(as_json)
     with speak if isinstance(speak, console.Bars) else nullcontext():
         folder = run_job(settings, [speak], shlex.join(["sparring", *sys.argv[1:]]))
@@ -144,6 +147,11 @@ def pretrain(
 # ---------------------------------------------------------------- helpers
 
 
+def _follows() -> bool:
+    """Whether this is one of several processes, and not the one that speaks."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+
+
 def _config(config: str | None, overrides: list[str] | None) -> Config:
     """The config named on the command line; a first argument `a.b=value` belongs to the embedded default."""
     from sparring.configfile import read_config
@@ -159,6 +167,8 @@ def _config(config: str | None, overrides: list[str] | None) -> Config:
 def _check(settings: Config, as_json: bool) -> None:
     from sparring.plan import plan
 
+    if _follows():
+        return
     facts = plan(settings)
     if as_json:
         import json
@@ -248,6 +258,11 @@ def _memory() -> str:
 
 
 def _fail(message: str, code: int) -> None:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from sparring.crew import speaks
+
+        if not speaks():  # another process says it
+            sys.exit(code)
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 

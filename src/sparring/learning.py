@@ -27,7 +27,8 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     hold = session.config.selfplay.hold
     start = Player.untrained(session.ring.base, hold)
     if config.epochs == 0:
-        session.ring.save_untrained(folder, hold)
+        if session.crew.writes:
+            session.ring.save_untrained(folder, hold)
         return {"stopped": None, "tokens": 0, "flops": 0}
     model = session.ring.challenge(start, session.seed("sft adapter"), session.config.method.dropout)
     task = SFTTask(session.ring.base, rows, session.config.optimiser.micro_batch_tokens)
@@ -37,7 +38,8 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
         lr=config.lr, warmup=config.warmup, schedule=config.schedule, optimiser=session.config.optimiser,
         seed=session.seed("sft"), track=list(session.config.track), watch=lambda step, means: None,
     )  # fmt: skip
-    session.ring.save(folder, start, session.run.folder, "sft")
+    if session.crew.writes:
+        session.ring.save(folder, start, session.run.folder, "sft")
     prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
     items = [item for step in steps for item in step]
     lengths = [prompts[i] + real[i] for i in items]
@@ -83,7 +85,8 @@ def learn(
             f"law 11: after iteration {iteration} the player is still its opponent, bit for bit; "
             "it did not learn: is selfplay.lr far too small?"
         )
-    session.ring.save(folder, player, session.run.folder, f"{iteration}/player")
+    if session.crew.writes:
+        session.ring.save(folder, player, session.run.folder, f"{iteration}/player")
     done = max((event["step"] for event in session.run.events() if event["event"] == "step"), default=0)
     lengths, scored = _trained_lengths(rows, steps[:done])
     flops = Flops.of(model).training(lengths, scored)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sparring.models.scoring import sampling_gap, score
 from sparring.run import Event, Phase
 from sparring.session import Session
 
+BATCH = 256  # prompts that are scored together
 CHECKED = 256  # prompts whose answers are tested for being samples
 CHANCE = 1e-9  # how often a right run may be stopped by that test, at most
 REPEATED = 8  # prompts whose answers are scored twice, to know the rounding noise
@@ -51,7 +53,11 @@ def score_pairs(
     if before is not None and share > 0:
         sources.append((played_rows(before.folder), iteration - 1, share))
     counts = {"identical": 0, "pairs": 0, "previous_pairs": 0, "tokens": 0, "flops": 0}
-    write_stream(folder / "pairs.arrow", _scored(session, model, sources, iteration, counts), Pair)
+    batches = _scored(session, model, sources, iteration, counts)
+    if session.crew.writes:
+        write_stream(folder / "pairs.arrow", batches, Pair)
+    else:
+        deque(batches, maxlen=0)  # takes its part
     if counts["pairs"] + counts["previous_pairs"] == 0:
         session.run.warn("the opponent gave exactly the real answer to every prompt: nothing is left to tell apart")
     noise = _noise(session, model, fresh)
@@ -118,28 +124,37 @@ def _scored(
     session: Session, model: Any, sources: list[tuple[Rows[Played], int, float]], iteration: int, counts: dict[str, int]
 ) -> Iterator[list[Pair]]:
     """Batches of scored pairs; adds to `counts` as it goes."""
-    flops = Flops.of(model)
-    done, total = 0, sum(round(len(rows) * part) for rows, _, part in sources)
+    flops, crew = Flops.of(model), session.crew
+    batches: list[tuple[Rows[Played], int, list[int]]] = []
     for rows, played_at, part in sources:
         wanted = _share(len(rows), part, session.seed("previous", iteration))
-        for start in range(0, len(wanted), 256):
-            chosen: list[Played] = [rows[i] for i in wanted[start : start + 256]]
+        batches += [(rows, played_at, wanted[start : start + BATCH]) for start in range(0, len(wanted), BATCH)]
+    done, total = 0, sum(len(chosen) for _, _, chosen in batches)
+    for turn in range(0, len(batches), crew.size):  # a batch for each process, the same for any number of them
+        mine: list[list[Pair]] = []
+        for number, (rows, played_at, wanted) in enumerate(batches[turn : turn + crew.size]):
+            chosen: list[Played] = [rows[i] for i in wanted]
             kept = [row for row in chosen if any(ids != row.real_ids for ids in row.synthetic_ids)]
             counts["identical"] += len(chosen) - len(kept)
             counts["pairs" if played_at == iteration else "previous_pairs"] += len(kept)
-            yield _score(session, model, kept, played_at, counts, flops)
+            _count(kept, counts, flops)
             done += len(chosen)
-            session.run.tell({"event": "progress", "done": done, "total": total})
+            if number == crew.rank:
+                mine.append(_score(session, model, kept, played_at))
+        yield from crew.gather(mine)
+        session.run.tell({"event": "progress", "done": done, "total": total})
 
 
-def _score(
-    session: Session, model: Any, kept: list[Played], played_at: int, counts: dict[str, int], flops: Flops
-) -> list[Pair]:
+def _count(kept: list[Played], counts: dict[str, int], flops: Flops) -> None:
+    rows = [(row.prompt_ids, ids) for row in kept for ids in (row.real_ids, *row.synthetic_ids)]
+    lengths = [len(prompt) + len(answer) for prompt, answer in rows]
+    counts["tokens"] += sum(lengths)
+    counts["flops"] += flops.forward(lengths, sum(len(answer) for _, answer in rows))
+
+
+def _score(session: Session, model: Any, kept: list[Played], played_at: int) -> list[Pair]:
     rows = [(row.prompt_ids, ids) for row in kept for ids in (row.real_ids, *row.synthetic_ids)]
     values = iter(score(model, session.ring.base, rows, session.config.optimiser.micro_batch_tokens))
-    counts["tokens"] += sum(len(prompt) + len(answer) for prompt, answer in rows)
-    lengths = [len(prompt) + len(answer) for prompt, answer in rows]
-    counts["flops"] += flops.forward(lengths, sum(len(answer) for _, answer in rows))
     return [
         Pair(
             row.key, row.prompt_ids, row.real_ids, row.synthetic_ids,
