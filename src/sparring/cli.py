@@ -6,6 +6,7 @@ import errno
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -205,7 +206,8 @@ def _table(header: list[str], rows: list[list[str]]) -> None:
 def main() -> None:
     """Entry point: deliberate errors become one sentence and an exit code."""
     for name, value in {
-        "OMP_WAIT_POLICY": "PASSIVE",  # read once, when torch is imported
+        "OMP_WAIT_POLICY": "PASSIVE",  # read once, when torch is imported, as the next
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
@@ -261,6 +263,7 @@ def _fail(message: str, code: int) -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         from sparring.crew import speaks
 
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher ends all when one ends: first say why
         if not speaks():  # another process says it
             sys.exit(code)
     print(f"error: {message}", file=sys.stderr)

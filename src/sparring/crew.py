@@ -126,16 +126,18 @@ def muster() -> Iterator[Crew]:
         crew.barrier()
     except BaseException:
         watch.stop()
+        speaks()  # asked before the others know, and may be gone
         watch.leave()
         raise
     watch.stop()
     dist.destroy_process_group()
 
 
+@cache
 def speaks() -> bool:
     """Whether this is the first of the processes to ask: one of them says what all have to say."""
-    if not _launcher_keeps_store():
-        return os.environ.get("RANK", "0") == "0"
+    if not _launcher_keeps_store() and not _store.cache_info().currsize:
+        return os.environ.get("RANK", "0") == "0"  # the processes have not met
     return int(_store().add("spoken", 1)) == 1
 
 

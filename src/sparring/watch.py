@@ -60,6 +60,7 @@ class Watch:
         """Leave word that this process ends with an error of its own, so that the others end silently."""
         with suppress(RuntimeError):  # the launcher is gone: nobody is left to read it
             self._store.set("left", str(self._rank))
+            self._part(self._size - 1)
 
     def broken(self, error: BaseException) -> NoReturn:
         """A collective call failed: find out who is dead, and end."""
@@ -82,15 +83,13 @@ class Watch:
     def _look(self) -> None:
         self._sign()
         if self._store.check(["left"]):
-            self._end(None)
+            self._end(None, self._size - 1)
         self._hear()
         if self._broken or self._terminated:
             self._store.set("roll", "")
-        if self._store.check(["roll"]):
-            self._end(self._words(self._call_the_roll()))
-        silent = self._silent()
-        if silent:
-            self._end(self._words(silent))
+        dead = self._call_the_roll() if self._store.check(["roll"]) else self._silent()
+        if dead or self._store.check(["roll"]):
+            self._end(self._words(dead), self._size - 1 - len(dead))
 
     def _hear(self) -> None:
         """Whether a SIGTERM came."""
@@ -133,9 +132,19 @@ class Watch:
             return f"the connection between the {self._size} processes broke ({self._broken}); {GOES_ON}"
         return f"stopped; {GOES_ON}"
 
-    def _end(self, words: str | None) -> NoReturn:
+    def _part(self, others: int) -> None:
+        """Be gone; the process that keeps the store lets so many others read it first."""
+        gone = self._store.add("gone", int(self._rank > 0))
+        until = time.monotonic() + ANSWER
+        while self._alone and self._rank == 0 and gone < others and time.monotonic() < until:
+            time.sleep(TICK / 4)
+            gone = self._store.add("gone", 0)
+
+    def _end(self, words: str | None, others: int | None = None) -> NoReturn:
         if words:
             if sys.stdout.isatty():
                 print("\x1b[?25h", end="", flush=True)  # a progress bar hides the cursor
             print(f"error: {words}", file=sys.stderr, flush=True)
+        if others is not None:
+            self._part(others)
         os._exit(1)
