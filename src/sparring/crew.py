@@ -125,9 +125,7 @@ def muster() -> Iterator[Crew]:
         yield crew
         crew.barrier()
     except BaseException:
-        watch.stop()
-        speaks()  # asked before the others know, and may be gone
-        watch.leave()
+        watch.leave(speaks)  # who speaks is asked before the others know, for then they may be gone
         raise
     watch.stop()
     dist.destroy_process_group()

@@ -13,11 +13,13 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn, final
 
 TICK = 0.2  # seconds between two looks
 ANSWER = 3.0  # seconds in which a living process answers the roll
+OWN_ERROR = 1.5  # seconds in which an error that all have makes this process leave by itself, and clean up
 SILENCE = 120.0  # seconds without a sign of life after which a process is taken for dead
 GOES_ON = "nothing is lost: the same command goes on from here"
 
@@ -37,6 +39,7 @@ class Watch:
         self._terminated = False
         self._signs: dict[int, tuple[int, float]] = {}
         self._pipe: tuple[int, int] | None = None
+        self._before: Any = None
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
     def start(self) -> None:
@@ -46,21 +49,32 @@ class Watch:
             for end in self._pipe:
                 os.set_blocking(end, False)
             signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-            signal.signal(signal.SIGTERM, lambda number, frame: None)  # `_watch` acts on it
+            self._before = signal.signal(signal.SIGTERM, lambda number, frame: None)  # `_watch` acts on it
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more; when this returns, this process is no longer ended by its watch."""
+        """Look no more: all is done."""
+        self._rest()
+        if self._pipe:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def leave(self, last: Callable[[], object]) -> None:
+        """Leave word that this process ends with an error of its own, so that the others end silently.
+
+        last  called when the watch no longer ends this process, and before the others know
+        The launcher's SIGTERM, which comes as soon as one of them ended, goes unheard: the error is still to be told.
+        """
+        self._rest()
+        last()
+        with suppress(RuntimeError):  # the launcher is gone: nobody is left to read it
+            self._store.set("left", str(self._rank))
+            self._part(self._size - 1)
+
+    def _rest(self) -> None:
         self._stop.set()
         self._thread.join()
         if self._pipe:
             signal.set_wakeup_fd(-1)
-
-    def leave(self) -> None:
-        """Leave word that this process ends with an error of its own, so that the others end silently."""
-        with suppress(RuntimeError):  # the launcher is gone: nobody is left to read it
-            self._store.set("left", str(self._rank))
-            self._part(self._size - 1)
 
     def broken(self, error: BaseException) -> NoReturn:
         """A collective call failed: find out who is dead, and end."""
@@ -83,7 +97,9 @@ class Watch:
     def _look(self) -> None:
         self._sign()
         if self._store.check(["left"]):
-            self._end(None, self._size - 1)
+            if not self._stop.wait(OWN_ERROR):
+                self._end(None, self._size - 1)
+            return
         self._hear()
         if self._broken or self._terminated:
             self._store.set("roll", "")
