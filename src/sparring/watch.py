@@ -37,7 +37,8 @@ class Watch:
         self._stop = threading.Event()
         self._broken: str | None = None
         self._terminated = False
-        self._signs: dict[int, tuple[int, float]] = {}
+        self._looked = time.monotonic()
+        self._sign = (-1, self._looked)  # of the next process: its number, and when it came
         self._pipe: tuple[int, int] | None = None
         self._before: Any = None
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
@@ -95,16 +96,16 @@ class Watch:
                 self._end(f"{who} died; {GOES_ON}" if self._rank == int(self._alone) else None)
 
     def _look(self) -> None:
-        self._sign()
+        self._store.add(f"sign/{self._rank}", 1)
         if self._store.check(["left"]):
             if not self._stop.wait(OWN_ERROR):
                 self._end(None, self._size - 1)
             return
         self._hear()
-        if self._broken or self._terminated:
+        if self._broken or self._terminated or self._silent():
             self._store.set("roll", "")
-        dead = self._call_the_roll() if self._store.check(["roll"]) else self._silent()
-        if dead or self._store.check(["roll"]):
+        if self._store.check(["roll"]):
+            dead = self._call_the_roll()
             self._end(self._words(dead), self._size - 1 - len(dead))
 
     def _hear(self) -> None:
@@ -115,17 +116,14 @@ class Watch:
             return
         self._terminated = self._terminated or signal.SIGTERM in heard
 
-    def _sign(self) -> None:
-        self._store.add(f"sign/{self._rank}", 1)
-
-    def _silent(self) -> list[int]:
-        """Processes without a sign of life for long: a machine lost its power or its network."""
+    def _silent(self) -> bool:
+        """Whether the next process gave no sign of life for long: a machine lost its power or its network."""
         now = time.monotonic()
-        for rank in range(self._size):
-            count = self._store.add(f"sign/{rank}", 0)
-            if self._signs.get(rank, (-1, now))[0] != count:
-                self._signs[rank] = (count, now)
-        return [rank for rank, (_, since) in self._signs.items() if now - since > SILENCE]
+        paused, self._looked = now - self._looked > SILENCE / 4, now  # this process itself: then it knows nothing
+        count = self._store.add(f"sign/{(self._rank + 1) % self._size}", 0)
+        if count != self._sign[0] or paused:
+            self._sign = count, now
+        return now - self._sign[1] > SILENCE
 
     def _call_the_roll(self) -> list[int]:
         """The processes that do not answer."""

@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from sparring.config import ModelConfig
 from sparring.crew import Crew
 from sparring.data.pairs import Pair, Rows
+from sparring.errors import ModelError
+from sparring.models.base import choose_device
+from sparring.watch import SILENCE, Watch
 from tests.trajectory.arena import KILLED, Arena, Result
 
 # Learning rates of the size that adapters have: where a gradient is nothing but rounding, Adam moves by the rate.
@@ -113,6 +118,17 @@ def test_a_step_is_dealt_out_evenly():
     assert halves == [105, 105]
 
 
+def test_a_gpu_for_each_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device(ModelConfig()) == (torch.device("cuda", 1), torch.bfloat16)
+    assert choose_device(ModelConfig(device="cpu")) == (torch.device("cpu"), torch.float32)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ModelError, match="process 2 of this machine has no GPU: it has 2"):
+        choose_device(ModelConfig())
+
+
 # ---------------------------------------------------------------- deaths
 
 
@@ -151,6 +167,24 @@ def test_what_is_refused_is_said_once(arena):
     assert set(result.codes) <= {1, 2}
     assert "missing.jsonl" in result.sentence
     assert not place.run.exists()
+
+
+def test_silence_is_death_but_a_pause_of_ones_own_is_not(monkeypatch):
+    """The other process gives its last sign of life at second 20; at second 500 this one has slept for long."""
+    clock = 0.0
+    monkeypatch.setattr("sparring.watch.time.monotonic", lambda: clock)
+    store = torch.distributed.HashStore()
+    watch = Watch(store, 0, 2, alone=True)
+    silent = {}
+    for second in (*range(200), *range(500, 700)):
+        clock = float(second)
+        if second <= 20:
+            store.add("sign/1", 1)
+        silent[second] = watch._silent()
+    assert not silent[20 + int(SILENCE)]
+    assert silent[20 + int(SILENCE) + 1]
+    assert not silent[500]
+    assert silent[500 + int(SILENCE) + 1]
 
 
 # ---------------------------------------------------------------- the real launcher
