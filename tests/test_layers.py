@@ -14,8 +14,11 @@ ROWS = {
     "config": 1,
     "configfile": 2,
     "files": 1,
+    "watch": 0,
+    "crew": 1,
+    "folder": 2,
     "machine": 1,
-    "run": 2,
+    "run": 3,
     "laboratory": 1,  # the roof: two paths
     "laboratory.world": 1,
     "laboratory.tokenizer": 2,
@@ -55,6 +58,7 @@ ROWS = {
     "evaluation.statistics": 1,
     "evaluation.nll": 5,
     "schedule": 1,
+    "arguments": 4,
     "trainer": 6,
     "session": 6,
     "preparing": 7,
@@ -75,11 +79,12 @@ ROWS = {
     "report.plot_players": 4,
     "report.plots": 5,
     "report.page": 6,
-    "console": 3,
+    "console": 4,
     "job": 10,
     "plan": 11,
     "browse": 11,
     "cli": 12,
+    "__main__": 13,
     "": 13,  # the package's own front door
 }
 

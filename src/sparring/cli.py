@@ -6,6 +6,7 @@ import errno
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -59,6 +60,9 @@ def run(
     from sparring.job import run_job
     from sparring.report.findings import verdict
 
+    if _follows():
+        run_job(settings)
+        return
     speak = console.listener(as_json)
     with speak if isinstance(speak, console.Bars) else nullcontext():
         folder = run_job(settings, [speak], shlex.join(["sparring", *sys.argv[1:]]))
@@ -144,6 +148,11 @@ def pretrain(
 # ---------------------------------------------------------------- helpers
 
 
+def _follows() -> bool:
+    """Whether this is one of several processes, and not the one that speaks."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+
+
 def _config(config: str | None, overrides: list[str] | None) -> Config:
     """The config named on the command line; a first argument `a.b=value` belongs to the embedded default."""
     from sparring.configfile import read_config
@@ -159,6 +168,8 @@ def _config(config: str | None, overrides: list[str] | None) -> Config:
 def _check(settings: Config, as_json: bool) -> None:
     from sparring.plan import plan
 
+    if _follows():
+        return
     facts = plan(settings)
     if as_json:
         import json
@@ -195,7 +206,8 @@ def _table(header: list[str], rows: list[list[str]]) -> None:
 def main() -> None:
     """Entry point: deliberate errors become one sentence and an exit code."""
     for name, value in {
-        "OMP_WAIT_POLICY": "PASSIVE",  # read once, when torch is imported
+        "OMP_WAIT_POLICY": "PASSIVE",  # read once, when torch is imported, as the next
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
@@ -248,6 +260,12 @@ def _memory() -> str:
 
 
 def _fail(message: str, code: int) -> None:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from sparring.crew import speaks
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher ends all when one ends: first say why
+        if not speaks():  # another process says it
+            sys.exit(code)
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 

@@ -164,7 +164,7 @@ class Config(Section):
     name: str = Field("run", min_length=1, description="the run's folder under `runs`; default: the file's name")
     runs: str = "runs"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    threads: PositiveInt | None = Field(None, description="CPU threads; default: the container's share")
+    threads: PositiveInt | None = Field(None, description="CPU threads of each process; default: the container's share")
     track: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = Field(default_factory=list)
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)

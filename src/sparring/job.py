@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from sparring.config import Config, decisive
+from sparring.crew import local_size, muster
 from sparring.data.load import Loaded, load
 from sparring.data.messages import Renderer
 from sparring.errors import InputError
@@ -43,17 +43,14 @@ def run_folder(config: Config) -> Path:
 
 def open_session(config: Config, run: Run, command: str = "") -> Session:
     """Find base and data, check them, and claim the run folder; loads no weights."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but one run uses one process; start it without a launcher"
-        )
     missing = [name for name in config.track if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
             f"track names {missing[0]}, which is not installed; install it (pip install {missing[0]}), or leave it out"
         )
     found = identify(config)
-    run.claim(config.model_dump(mode="json"), {"command": command, **_facts(config, found)}, found.same)
+    facts = {"command": command, **_facts(config, found, run.crew.size)}
+    run.claim(config.model_dump(mode="json"), facts, found.same)
     return Session(config, run, found.renderer, found.base_folder, found.loaded)
 
 
@@ -73,7 +70,7 @@ class Found:
 def identify(config: Config) -> Found:
     """Find the base and read the data of a config; loads no weights."""
     quiet_libraries()
-    torch.set_num_threads(config.threads or available_threads())
+    torch.set_num_threads(config.threads or max(1, available_threads() // local_size()))
     base_folder = find_base(config.model)
     renderer = load_renderer(base_folder, config.model)
     read_config(base_folder, config.model)
@@ -92,17 +89,19 @@ def identify(config: Config) -> Found:
 def run_job(config: Config, listeners: Sequence[Callable[[Event], None]] = (), command: str = "") -> Path:
     """The whole job; returns the run folder. Called again after a kill, it goes on from there.
 
+    In each process that torchrun or accelerate started it does a part of the job, and one writes.
     command  what the user typed, for the report
     """
-    with Run(run_folder(config)) as run:
+    with muster() as crew, Run(run_folder(config), crew) as run:
         run.listeners += listeners
         self_play(open_session(config, run, command))
         run.gather()
-        write_report(run.folder)
+        if crew.writes:
+            write_report(run.folder)
         return run.folder
 
 
-def _facts(config: Config, found: Found) -> dict[str, Any]:
+def _facts(config: Config, found: Found, processes: int) -> dict[str, Any]:
     device, dtype = choose_device(config.model)
     packages = ("sparring", "torch", "transformers", "peft", "accelerate")
     return {
@@ -111,8 +110,9 @@ def _facts(config: Config, found: Found) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "hardware": {
             "cpu": platform.processor() or platform.machine(),
+            "processes": processes,
             "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "dtype": str(dtype).removeprefix("torch."),
         },
         "base": {"name": config.model.base, "fingerprint": found.same["base fingerprint"]},

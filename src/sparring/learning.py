@@ -32,7 +32,8 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     hold = session.config.selfplay.hold
     start = Player.untrained(session.ring.base, hold)
     if config.epochs == 0:
-        session.ring.save_untrained(folder, hold)
+        if session.crew.writes:
+            session.ring.save_untrained(folder, hold)
         return {"stopped": None, "tokens": 0, "flops": 0}
     model = session.ring.challenge(start, session.seed("sft adapter"), session.config.method.dropout)
     base, optimiser = session.ring.base, session.config.optimiser
@@ -48,7 +49,8 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
         seed=session.seed("sft"), track=list(session.config.track), watch=lambda step, means: None,
         checkpointing=budget.checkpointing,
     )  # fmt: skip
-    session.ring.save(folder, start, session.run.folder, "sft")
+    if session.crew.writes:
+        session.ring.save(folder, start, session.run.folder, "sft")
     items = [item for step in steps for item in step]
     lengths = [prompts[i] + real[i] - 1 for i in items]
     flops = Flops.of(model).training(lengths, sum(real[i] for i in items))
@@ -93,7 +95,8 @@ def learn(
             f"law 11: after iteration {iteration} the player is still its opponent, bit for bit; "
             "it did not learn: is selfplay.lr far too small?"
         )
-    session.ring.save(folder, player, session.run.folder, f"{iteration}/player")
+    if session.crew.writes:
+        session.ring.save(folder, player, session.run.folder, f"{iteration}/player")
     done = max((event["step"] for event in session.run.events() if event["event"] == "step"), default=0)
     items = [item for step in steps[:done] for item in step]
     lengths, scored = _trained_lengths(rows, items)
@@ -122,7 +125,10 @@ def _trained_lengths(rows: Rows[Pair], items: list[int]) -> tuple[list[int], int
 
 def _budget(session: Session, folder: Path, longest: int) -> Budget:
     """Tokens at once; chosen when the phase begins, and kept when it goes on after a kill."""
-    kept = folder / CHECKPOINTS / "budget.json"
+    return session.crew.decide(lambda: _chosen_budget(session, folder / CHECKPOINTS / "budget.json", longest))
+
+
+def _chosen_budget(session: Session, kept: Path, longest: int) -> Budget:
     if kept.exists():
         return Budget(**read_json(kept))
     base, optimiser = session.ring.base, session.config.optimiser

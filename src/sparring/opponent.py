@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from sparring.config import at
+from sparring.data.collate import Row
 from sparring.data.pairs import Pair, Played, Rows, write_stream
 from sparring.errors import LawBroken
 from sparring.generation.play import played_rows
@@ -19,9 +21,12 @@ from sparring.models.scoring import computed_tokens, sampling_gap, score
 from sparring.run import Event, Phase
 from sparring.session import Session
 
+BATCH = 256  # prompts that are scored together
 CHECKED = 256  # prompts whose answers are tested for being samples
 CHANCE = 1e-9  # how often a right run may be stopped by that test, at most
 REPEATED = 8  # prompts whose answers are scored twice, to know the rounding noise
+SPOT = 32  # prompts whose answers' log-probs, caught when they were sampled, are compared with scored ones
+NEAR = 1e-4  # nats per square root of a token by which these may differ
 
 
 def score_pairs(
@@ -46,16 +51,22 @@ def score_pairs(
     _check_played(session, data, played, fresh, player)
     model = session.ring.seat(player)
     z = _check_samples(session, model, fresh)
+    caught = session.crew.decide(lambda: _caught(session, model, fresh))
     share = at(session.config.selfplay.previous, iteration)
     sources = [(fresh, iteration, 1.0)]
     if before is not None and share > 0:
         sources.append((played_rows(before.folder), iteration - 1, share))
     counts = {"identical": 0, "pairs": 0, "previous_pairs": 0, "tokens": 0, "flops": 0}
-    write_stream(folder / "pairs.arrow", _scored(session, model, sources, iteration, counts), Pair)
+    batches = _scored(session, model, sources, iteration, counts, caught is not None)
+    if session.crew.writes:
+        write_stream(folder / "pairs.arrow", batches, Pair)
+    else:
+        deque(batches, maxlen=0)  # takes its part
     if counts["pairs"] + counts["previous_pairs"] == 0:
         session.run.warn("the opponent gave exactly the real answer to every prompt: nothing is left to tell apart")
-    noise = _noise(session, model, fresh)
-    return {**counts, "sampling_z": z, "noise": noise, "opponent": player.fingerprint, "seated": session.ring.seated}
+    noise = max(_noise(session, model, fresh), caught or 0.0)
+    facts = {"sampling_z": z, "noise": noise, "caught": caught is not None}
+    return {**counts, **facts, "opponent": player.fingerprint, "seated": session.ring.seated}
 
 
 def converged(pairs: Phase) -> bool:
@@ -70,6 +81,21 @@ def _noise(session: Session, model: Any, fresh: Rows[Played]) -> float:
     alone = score(model, session.ring.base, rows, 1)
     squares = [(a - b) ** 2 / len(ids) for a, b, (_, ids) in zip(together, alone, rows, strict=True)]
     return math.sqrt(sum(squares) / len(squares))
+
+
+def _caught(session: Session, model: Any, fresh: Rows[Played]) -> float | None:
+    """How far log-probs caught while sampling are from scored ones, per square root of a token; None: do not use them.
+
+    Only in fp32: in bf16 decoding and scoring differ by tenths of a nat per answer, and margins would not begin at 0.
+    """
+    if session.ring.base.dtype != torch.float32:
+        return None
+    rows = [(row.prompt_ids, ids) for row in fresh[:SPOT] for ids in row.synthetic_ids]
+    scored = score(model, session.ring.base, rows, session.config.optimiser.micro_batch_tokens)
+    said = [logprob for row in fresh[:SPOT] for logprob in row.logprobs]
+    squares = [(a - b) ** 2 / len(ids) for a, b, (_, ids) in zip(scored, said, rows, strict=True)]
+    gap = math.sqrt(sum(squares) / len(squares))
+    return gap if gap <= NEAR else None
 
 
 def _check_played(session: Session, data: Phase, played: Phase, fresh: Rows[Played], player: Player) -> None:
@@ -115,39 +141,60 @@ def _check_samples(session: Session, model: Any, fresh: Rows[Played]) -> float |
 
 
 def _scored(
-    session: Session, model: Any, sources: list[tuple[Rows[Played], int, float]], iteration: int, counts: dict[str, int]
+    session: Session,
+    model: Any,
+    sources: list[tuple[Rows[Played], int, float]],
+    iteration: int,
+    counts: dict[str, int],
+    caught: bool,
 ) -> Iterator[list[Pair]]:
-    """Batches of scored pairs; adds to `counts` as it goes."""
-    flops = Flops.of(model)
-    done, total = 0, sum(round(len(rows) * part) for rows, _, part in sources)
+    """Batches of scored pairs; adds to `counts` as it goes.
+
+    caught  the fresh answers' log-probs are known from when they were sampled
+    """
+    flops, crew = Flops.of(model), session.crew
+    batches: list[tuple[Rows[Played], int, list[int]]] = []
     for rows, played_at, part in sources:
         wanted = _share(len(rows), part, session.seed("previous", iteration))
-        for start in range(0, len(wanted), 256):
-            chosen: list[Played] = [rows[i] for i in wanted[start : start + 256]]
+        batches += [(rows, played_at, wanted[start : start + BATCH]) for start in range(0, len(wanted), BATCH)]
+    done, total = 0, sum(len(chosen) for _, _, chosen in batches)
+    for turn in range(0, len(batches), crew.size):  # a batch for each process, the same for any number of them
+        mine: list[list[Pair]] = []
+        for number, (rows, played_at, wanted) in enumerate(batches[turn : turn + crew.size]):
+            chosen: list[Played] = [rows[i] for i in wanted]
             kept = [row for row in chosen if any(ids != row.real_ids for ids in row.synthetic_ids)]
             counts["identical"] += len(chosen) - len(kept)
             counts["pairs" if played_at == iteration else "previous_pairs"] += len(kept)
-            yield _score(session, model, kept, played_at, counts, flops)
+            known = caught and played_at == iteration
+            _count(session, _rows(kept, known), counts, flops)
             done += len(chosen)
-            session.run.tell({"event": "progress", "done": done, "total": total})
+            if number == crew.rank:
+                mine.append(_score(session, model, kept, played_at, known))
+        yield from crew.gather(mine)
+        session.run.tell({"event": "progress", "done": done, "total": total})
 
 
-def _score(
-    session: Session, model: Any, kept: list[Played], played_at: int, counts: dict[str, int], flops: Flops
-) -> list[Pair]:
-    rows = [(row.prompt_ids, ids) for row in kept for ids in (row.real_ids, *row.synthetic_ids)]
-    values = iter(score(model, session.ring.base, rows, session.config.optimiser.micro_batch_tokens))
+def _rows(kept: list[Played], known: bool) -> list[Row]:
+    """What has to be scored: every answer, or only the real ones."""
+    return [(row.prompt_ids, ids) for row in kept for ids in (row.real_ids, *(() if known else row.synthetic_ids))]
+
+
+def _count(session: Session, rows: list[Row], counts: dict[str, int], flops: Flops) -> None:
     tokens = computed_tokens(session.ring.base, rows)
     lengths = [len(prompt) + len(answer) - 1 for prompt, answer in rows]
     counts["tokens"] += tokens
     counts["flops"] += flops.forward(lengths, sum(len(answer) for _, answer in rows), tokens)
-    return [
-        Pair(
-            row.key, row.prompt_ids, row.real_ids, row.synthetic_ids,
-            next(values), [next(values) for _ in row.synthetic_ids], played_at,
-        )
-        for row in kept
-    ]  # fmt: skip
+
+
+def _score(session: Session, model: Any, kept: list[Played], played_at: int, known: bool) -> list[Pair]:
+    tokens = session.config.optimiser.micro_batch_tokens
+    values = iter(score(model, session.ring.base, _rows(kept, known), tokens))
+    pairs = []
+    for row in kept:
+        real = next(values)
+        synthetic = row.logprobs if known else [next(values) for _ in row.synthetic_ids]
+        pairs.append(Pair(row.key, row.prompt_ids, row.real_ids, row.synthetic_ids, real, synthetic, played_at))
+    return pairs
 
 
 def _share(count: int, share: float, seed: int) -> list[int]:

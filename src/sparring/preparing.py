@@ -20,7 +20,9 @@ WARNINGS = {
 
 
 def prepare_data(session: Session, folder: Path) -> Event:
-    """Render, fit to the context, and write train.arrow and eval.arrow."""
+    """Render, fit to the context, and write train.arrow and eval.arrow. One process does."""
+    if not session.crew.writes:
+        return {}
     context = context_of(read_config(session.base_folder, session.config.model))
     train, held_out, counts = prepare(session.loaded, session.renderer, session.config.data, context)
     write_rows(folder / "train.arrow", train, Prompt)

@@ -4,6 +4,8 @@ Resume is memoisation. `run.once(name, make, *inputs)` returns a finished phase 
 fills a folder under a temporary name that is renamed last. The loop holds no resume code; what a
 `make` wants to keep across a kill (checkpoints, finished shards) it finds again in the partial folder.
 No fingerprint holds a path, so a run folder can be moved.
+
+Of several processes one writes; the others take part in `make`, and find the finished phase in the same folder.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,24 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from sparring.crew import Crew
 from sparring.errors import InputError, RunError
 from sparring.files import digest, fingerprint_file, read_json, remove, sweep, write_atomic
+from sparring.folder import (
+    CHECKPOINTS,
+    CLOCK,
+    MARKER,
+    METRICS,
+    Event,
+    differences,
+    digests,
+    read_lines,
+    read_marker,
+    same_of,
+    wait_for,
+)
 
-Event = dict[str, Any]
-MARKER = "phase.json"
-CLOCK = "clock.json"
-METRICS = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"  # kept, as the clock, until the phase is finished
+__all__ = ["CHECKPOINTS", "Event", "Phase", "Run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +61,12 @@ class Run:
     """One run folder, locked while open. Use as a context manager.
 
     listeners get every event; the command line draws progress from them.
+    crew      the processes that work on it; what only writes or tells does nothing in all but one
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, crew: Crew | None = None) -> None:
         self.folder = folder
+        self.crew = crew or Crew()
         self.listeners: list[Callable[[Event], None]] = []
         self.identity = ""
         self._visited: list[Phase] = []
@@ -61,6 +75,11 @@ class Run:
         self._lock = FileLock(str(folder / ".lock"))
 
     def __enter__(self) -> Run:
+        if self.crew.writes:
+            self._open()
+        return self
+
+    def _open(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
@@ -73,9 +92,10 @@ class Run:
             raise RunError(
                 f"another process is working on {self.folder}; wait for it, stop it, or give this run another name"
             ) from None
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self.crew.writes:
+            return
         if kind is not None and issubclass(kind, InputError):
             self._withdraw()
         self._lock.release()
@@ -99,6 +119,20 @@ class Run:
         same  the part of the config that decides the result, and the fingerprints of base and data
         """
         self.identity = digest(same)
+        self._agree(same)
+        if self.crew.writes:
+            self._claim(config, facts, same)
+
+    def _agree(self, same: dict[str, Any]) -> None:
+        """Refuse to work on another config, base or data than the writer's."""
+        found = next(differences(same, self.crew.decide(lambda: same)), None)
+        if found:
+            raise RunError(
+                f"process {self.crew.rank} has {found[0]}: {found[1]!r}, but process 0 has {found[2]!r}; "
+                "give all processes the same config, base and data"
+            )
+
+    def _claim(self, config: dict[str, Any], facts: dict[str, Any], same: dict[str, Any]) -> None:
         path = self.folder / "run.lock.yaml"
         if path.exists():
             sweep(self.folder)
@@ -121,7 +155,7 @@ class Run:
         path = self.folder / "run.lock.yaml"
         if not path.exists():
             return None
-        found = next(_differences(json.loads(json.dumps(same)), _same(path)), None)
+        found = next(differences(json.loads(json.dumps(same)), same_of(path)), None)
         return found and f"{found[0]}: {found[2]!r}, now it is {found[1]!r}"
 
     def _trained(self) -> bool:
@@ -148,12 +182,20 @@ class Run:
         sources = [item.fingerprint if isinstance(item, Phase) else item for item in inputs]
         fingerprint = digest([self.identity, name, sources, settings])
         folder = self.folder / name
-        if folder.exists():
-            return self._finished(name, folder, fingerprint)
-        return self._make(name, folder, fingerprint, make, inputs, settings)
+        found = self.crew.decide(folder.exists)
+        if not found:
+            self._make(name, folder, fingerprint, make, inputs, settings)
+        elif self.crew.writes:
+            self._verify(folder, fingerprint)
+        phase = Phase(name, folder, fingerprint)
+        self._visited.append(phase)
+        if not found:
+            self.gather()
+        return phase
 
-    def _finished(self, name: str, folder: Path, fingerprint: str) -> Phase:
-        marker = _marker(folder)
+    def _verify(self, folder: Path, fingerprint: str) -> None:
+        """Raise RunError unless a finished phase is whole, unchanged, and made from these inputs."""
+        marker = read_marker(folder)
         for file in (MARKER, *marker.get("files", {})):
             if not (folder / file).exists():
                 raise RunError(f"{folder} has lost {file}; remove the folder to make it again")
@@ -168,9 +210,6 @@ class Run:
                 f"{folder} was made from other inputs than this run's; remove it to make it again, "
                 "or start another run with name=..."
             )
-        phase = Phase(name, folder, fingerprint)
-        self._visited.append(phase)
-        return phase
 
     def _make(
         self,
@@ -180,35 +219,37 @@ class Run:
         make: Callable[..., Event | None],
         inputs: tuple[Any, ...],
         settings: dict[str, Any],
-    ) -> Phase:
+    ) -> None:
         partial = folder.with_name(folder.name + ".partial")
-        if _marker(partial).get("fingerprint") != fingerprint:
+        if self.crew.writes and read_marker(partial).get("fingerprint") != fingerprint:
             remove(partial)
             partial.mkdir(parents=True)
             write_atomic(partial / MARKER, json.dumps({"fingerprint": fingerprint}))
         self._current = (name, partial)
         self._started = time.monotonic()
-        if "files" not in _marker(partial):  # a kill may come after the last file, and before its renaming
+        # a kill may come after the last file, and before its renaming
+        if self.crew.decide(lambda: "files" not in read_marker(partial)):
             self.keep(lambda event: "step" in event)  # `make` tells all else again
             self.tell({"event": "start", "phase": name})
             facts = make(partial, *inputs, **settings) or {}
-            self.log({"event": "phase", **facts, "seconds": self._elapsed()})
-            content = {"fingerprint": fingerprint, "facts": facts, "files": _files(partial)}
-            write_atomic(partial / MARKER, json.dumps(content))
-        (partial / CLOCK).unlink(missing_ok=True)
-        remove(partial / CHECKPOINTS)
-        os.rename(partial, folder)
+            self.crew.barrier()  # nobody reads a checkpoint any more
+            if self.crew.writes:
+                self.log({"event": "phase", **facts, "seconds": self._elapsed()})
+                content = {"fingerprint": fingerprint, "facts": facts, "files": digests(partial)}
+                write_atomic(partial / MARKER, json.dumps(content))
+        if self.crew.writes:
+            (partial / CLOCK).unlink(missing_ok=True)
+            remove(partial / CHECKPOINTS)
+            os.rename(partial, folder)
         self._current = None
-        phase = Phase(name, folder, fingerprint)
-        self._visited.append(phase)
-        self.gather()
-        return phase
+        self.crew.barrier()
+        wait_for(folder, self.crew.rank)
 
     # ------------------------------------------------------------ time and metrics
 
     def tick(self) -> None:
         """Remember the time spent so far in this phase, so that a kill does not lose it."""
-        if self._current:
+        if self._current and self.crew.writes:
             write_atomic(self._current[1] / CLOCK, json.dumps({"seconds": self._elapsed()}))
             self._started = time.monotonic()
 
@@ -221,6 +262,8 @@ class Run:
         """Append an event to the phase's metrics and to the run's, and tell the listeners."""
         if self._current is None:
             raise RuntimeError("an event was logged outside a phase")
+        if not self.crew.writes:
+            return
         name, partial = self._current
         event = {"event": event["event"], "phase": name, **event}
         line = json.dumps(event) + "\n"
@@ -231,20 +274,22 @@ class Run:
 
     def warn(self, text: str) -> None:
         """A warning that the report repeats; a warning already given in this phase is not given again."""
-        if not any(event["event"] == "warning" and event["text"] == text for event in self.events()):
+        given = [event["text"] for event in self._logged() if event["event"] == "warning"]
+        if text not in given:
             self.log({"event": "warning", "text": text})
 
     def events(self) -> list[Event]:
-        """What the phase in progress has logged, without a line that a kill left incomplete."""
-        if self._current is None:
-            return []
-        return list(_lines(self._current[1] / METRICS))
+        """What the phase in progress has logged, as the writer knows it."""
+        return self.crew.decide(self._logged)
+
+    def _logged(self) -> list[Event]:
+        return list(read_lines(self._current[1] / METRICS)) if self._current else []
 
     def keep(self, wanted: Callable[[Event], bool]) -> None:
         """Drop from the phase's metrics what is not `wanted`: a resumed phase tells it again."""
-        if self._current:
+        if self._current and self.crew.writes:
             path = self._current[1] / METRICS
-            kept = [json.dumps(event) + "\n" for event in _lines(path) if wanted(event)]
+            kept = [json.dumps(event) + "\n" for event in read_lines(path) if wanted(event)]
             write_atomic(path, "".join(kept))
             self.gather()
 
@@ -255,48 +300,13 @@ class Run:
 
     def tell(self, event: Event) -> None:
         """Send an event to the listeners only."""
-        for listener in self.listeners:
+        for listener in self.listeners if self.crew.writes else []:
             listener(event)
 
     def gather(self) -> None:
         """Write the run's metrics.jsonl anew from its phases', in the order in which they came."""
+        if not self.crew.writes:
+            return
         parts = [phase.folder for phase in self._visited] + ([self._current[1]] if self._current else [])
-        lines = [json.dumps(event) + "\n" for part in parts for event in _lines(part / METRICS)]
+        lines = [json.dumps(event) + "\n" for part in parts for event in read_lines(part / METRICS)]
         write_atomic(self.folder / METRICS, "".join(lines))
-
-
-def _lines(path: Path) -> Iterator[Event]:
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
-
-
-def _marker(folder: Path) -> Event:
-    """A phase's marker: its fingerprint from the start, its facts and files when it is finished."""
-    return dict(read_json(folder / MARKER)) if (folder / MARKER).exists() else {}
-
-
-def _files(partial: Path) -> dict[str, str | None]:
-    """What a finished phase must hold, apart from its marker: names and digests (none for times)."""
-    files = sorted(path for path in partial.rglob("*") if path.is_file())
-    names = [path.relative_to(partial) for path in files]
-    kept = [name for name in names if name.parts[0] not in (MARKER, CLOCK, CHECKPOINTS)]
-    return {name.as_posix(): fingerprint_file(partial / name) if name.name != METRICS else None for name in kept}
-
-
-def _same(path: Path) -> Any:
-    """What a run folder was made of, from its run.lock.yaml."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))["same"]
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
-        raise RunError(f"{path} is damaged, so its run cannot go on; start another run with name=...") from None
-
-
-def _differences(mine: Any, theirs: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        for name in [*mine, *(name for name in theirs if name not in mine)]:
-            yield from _differences(mine.get(name), theirs.get(name), f"{key}.{name}" if key else name)
-    elif mine != theirs:
-        yield key, mine, theirs

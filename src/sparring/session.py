@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import Config
+from sparring.crew import Crew
 from sparring.data.load import Loaded
 from sparring.data.messages import Renderer
 from sparring.data.pairs import Prompt, Rows
@@ -33,6 +34,11 @@ class Session:
         """The base in memory, with room for one player at a time."""
         base = load_base(self.base_folder, self.config.model, self.renderer)
         return Ring(base, self.config.method, self.config.model.base)
+
+    @property
+    def crew(self) -> Crew:
+        """The processes that work on this run."""
+        return self.run.crew
 
     def once(self, name: str, make: Callable[..., Event | None], *inputs: Phase | None, **settings: Any) -> Phase:
         """`Run.once` with this session as the first argument of `make`."""

@@ -2,7 +2,8 @@
 
 An item of the data loader is a whole optimiser step (a list of item numbers). `training_step` splits it
 into micro-batches by token budget, so a step holds exactly the items asked for, and the result does not
-depend on the split: the gradient is that of sum(loss)/weight over the step.
+depend on the split: the gradient is that of sum(loss)/weight over the step. Several processes share out a
+step's items, and their gradients are added once; transformers and accelerate see one process, and wrap nothing.
 Checkpoints hold only what is trained; they are written under another name and renamed last.
 """
 
@@ -27,16 +28,17 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from sparring.arguments import training_arguments
 from sparring.config import OptimiserConfig
+from sparring.crew import alone
 from sparring.errors import TrainingDiverged
-from sparring.files import remove, written
+from sparring.files import digest, remove, written
 from sparring.models.players import Ring
 from sparring.run import CHECKPOINTS, Run
 from sparring.schedule import rate_factor
 from sparring.tasks import Sums
 
 CHECKPOINT_SECONDS = 60.0
-OPTIMISERS = {"adamw": "adamw_torch", "rmsprop": "rmsprop", "sgd": "sgd"}
 
 
 class Task(Protocol):
@@ -78,22 +80,25 @@ def fit(
     """Train the challenger in the ring on `steps`, resuming from a checkpoint in `folder` if there is one.
 
     checkpointing  compute layers again in the backward pass instead of keeping them
-    watch  called after each step with its number and metrics; a reason ends the training early.
+    watch  called by the writer after each step with its number and metrics; a reason ends the training early.
     Returns that reason, or None. Raises TrainingDiverged on NaN or Inf.
     """
-    checkpoint = _last_checkpoint(folder := folder / CHECKPOINTS)
+    folder = folder / CHECKPOINTS
+    checkpoint = run.crew.decide(lambda: _last_checkpoint(folder))
     done = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     run.keep(lambda event: event.get("step", 0) <= done)
     stopped = next((event["reason"] for event in run.events() if event["event"] == "stop"), None)
     if stopped is None and done < len(steps):
-        arguments = _arguments(folder, len(steps), lr, optimiser, seed, track, ring)
-        arguments.run_name = f"{run.folder.name}/{run.phase}"
+        track = track if run.crew.writes else []
         if "tensorboard" in track:  # its callback takes the place of its files from nowhere else
             os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard" / run.phase)
         rate = partial(rate_factor, steps=len(steps), warmup=math.ceil(warmup * len(steps)), schedule=schedule)
         if checkpointing:
             ring.base.model.gradient_checkpointing_enable({"use_reentrant": False})
-        trainer = Trainer(run, ring, task, steps, watch, rate, arguments)
+        with alone():
+            arguments = training_arguments(folder, len(steps), lr, optimiser, seed, track, ring)
+            arguments.run_name = f"{run.folder.name}/{run.phase}"
+            trainer = Trainer(run, ring, task, steps, watch, rate, arguments)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if checkpointing:
             ring.base.model.gradient_checkpointing_disable()
@@ -146,13 +151,14 @@ class Trainer(transformers.Trainer):
         return made
 
     def training_step(self, model: Any, inputs: list[int], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of one whole optimiser step; returns its mean loss."""
+        """Forward and backward of one whole optimiser step; returns its mean loss over all processes."""
         model.train()
-        step = self.state.global_step + 1
+        step, crew = self.state.global_step + 1, self.run.crew
         weight = self.task.weight(inputs)
+        mine = self._part(inputs, step) if crew.size > 1 else inputs
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         total = torch.zeros((), device=self.args.device)
-        for items in self.task.split(inputs):
+        for items in self.task.split(mine) if mine else []:
             loss, metrics = self.task.loss(model, items)
             if not math.isfinite(loss.item()):
                 raise TrainingDiverged(_diverged(step, "the loss", self.args.output_dir))
@@ -161,10 +167,35 @@ class Trainer(transformers.Trainer):
             for name, (value, count) in metrics.items():
                 sums[name][0] += value
                 sums[name][1] += count
+        if crew.size > 1:
+            total, sums = self._add_up(total, sums)
         self._means = {name: value / count for name, (value, count) in sums.items() if count and name != "tokens"}
         self._means["tokens"] = sums["tokens"][0]
         self.task.inspect(step, self._means)
         return total
+
+    def _part(self, items: list[int], step: int) -> list[int]:
+        """This process's items of a step. Its dropout, if there is any, must differ from the others'."""
+        crew = self.run.crew
+        torch.manual_seed(int(digest([self.args.seed, step, crew.rank]), 16) % 2**31)
+        return crew.deal([item for micro_batch in self.task.split(items) for item in micro_batch])
+
+    def _add_up(self, total: Tensor, sums: dict[str, list[float]]) -> tuple[Tensor, dict[str, list[float]]]:
+        """Loss and metrics of all processes; their gradients are added in place."""
+        together: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        losses = 0.0
+        for loss, part in self.run.crew.gather([(total.item(), dict(sums))]):
+            losses += loss
+            for name, (value, count) in part.items():
+                together[name][0] += value
+                together[name][1] += count
+        gradients = []
+        for parameter in self.ring.trainable().values():
+            if parameter.grad is None:  # this process had no item in the step
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        self.run.crew.sum_(gradients)
+        return torch.tensor(losses, device=total.device), together
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """One event per optimiser step; trackers get the same numbers."""
@@ -176,7 +207,7 @@ class Trainer(transformers.Trainer):
         seconds, self._clock = round(now - self._clock, 4), now
         self.run.log({"event": "step", "step": step, "steps": len(self.steps), **metrics, "seconds": seconds})
         super().log(metrics, start_time)
-        self.reason = self.watch(step, metrics)
+        self.reason = self.run.crew.decide(lambda: self.watch(step, metrics))
         if self.reason:
             self.run.log({"event": "stop", "step": step, "reason": self.reason})
             self.control.should_training_stop = True
@@ -188,6 +219,8 @@ class Trainer(transformers.Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint whole, then give it its name; then drop the one before."""
+        if not self.run.crew.writes:
+            return
         home = Path(self.args.output_dir)
         staging = home / "staging"
         if staging.exists():
@@ -259,39 +292,3 @@ def _load(ring: Ring, checkpoint: Path) -> None:
     with torch.no_grad():
         for name, parameter in ring.trainable().items():
             parameter.copy_(saved[name])
-
-
-def _arguments(
-    folder: Path,
-    steps: int,
-    lr: float,
-    optimiser: OptimiserConfig,
-    seed: int,
-    track: list[str],
-    ring: Ring,
-) -> TrainingArguments:
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=1,
-        learning_rate=lr,
-        optim=OPTIMISERS[optimiser.name],
-        weight_decay=optimiser.weight_decay,
-        max_grad_norm=optimiser.max_grad_norm,
-        seed=seed,
-        save_strategy="steps",
-        save_steps=optimiser.save_every or steps,
-        save_total_limit=None,
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to=list(track) or "none",
-        disable_tqdm=True,
-        use_cpu=ring.base.device.type == "cpu",
-        bf16=False,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several visible GPUs must not turn into DataParallel
-    return arguments

@@ -67,11 +67,12 @@ def write_rows(path: Path, count: int = 24, order: int = 0) -> None:
 
 @dataclass
 class Result:
-    """How a command ended; code: exit code, or minus a signal."""
+    """How a command ended; code: exit code, or minus a signal; codes: of each of its processes."""
 
     code: int
     out: str
     err: str
+    codes: list[int] = field(default_factory=list)
 
     @property
     def sentence(self) -> str:

@@ -18,6 +18,7 @@ import gc
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections import Counter
@@ -41,6 +42,7 @@ HALF_A_LINE = b'{"event": "torn'
 
 def preload() -> None:
     """Import what a run imports, and compute nothing: a fork after a parallel region would hang."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as the command line has it
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
     import matplotlib.figure  # noqa: F401
@@ -209,30 +211,47 @@ def attempt(job: dict[str, Any]) -> dict[str, Any]:
     """Fork a child for one command; returns its exit code, or minus the signal that ended it.
 
     A job with `line` gets `signal` from outside, `delay` seconds after its output holds that text.
+    A job with `processes` gets that many children, as a launcher would start them; what is done to the job is
+    done to the process `victim`, and none is ended by the parent.
     """
-    for path in (job["out"], job["err"]):
-        Path(path).write_text("")
-    pid = os.fork()
-    if pid == 0:
-        child(job)
-    if job.get("line") is not None:
-        status = _strike(pid, job)
-    else:
-        status = os.waitpid(pid, 0)[1]
+    count, victim = job.get("processes", 1), job.get("victim", 0)
+    places = [{}] if count == 1 else _places(count)
+    jobs = [{**job, "out": f"{job['out']}{rank}", "err": f"{job['err']}{rank}"} for rank in range(count)]
+    pids = []
+    for rank, mine in enumerate(jobs):
+        for path in (mine["out"], mine["err"]):
+            Path(path).write_text("")
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            os.environ.update(places[rank])
+            child(mine if rank == victim else {**mine, "at": None})
+    struck = _strike(pids[victim], jobs[0]["out"], job) if job.get("line") is not None else None
+    ends = [struck if rank == victim and struck is not None else os.waitpid(pid, 0)[1] for rank, pid in enumerate(pids)]
+    codes = [os.waitstatus_to_exitcode(status) for status in ends]
     return {
-        "code": os.waitstatus_to_exitcode(status),
-        "out": Path(job["out"]).read_text(),
-        "err": Path(job["err"]).read_text(),
+        "code": codes[0],
+        "codes": codes,
+        "out": "".join(Path(mine["out"]).read_text() for mine in jobs),
+        "err": "".join(Path(mine["err"]).read_text() for mine in jobs),
     }
 
 
-def _strike(pid: int, job: dict[str, Any]) -> int:
+def _places(count: int) -> list[dict[str, str]]:
+    """What a launcher tells each of its processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    all_ = {**meeting, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [{**all_, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def _strike(pid: int, out: str, job: dict[str, Any]) -> int:
     struck = None
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return status
-        if struck is None and job["line"] in Path(job["out"]).read_text():
+        if struck is None and job["line"] in Path(out).read_text():
             struck = time.monotonic() + job["delay"]
         if struck and time.monotonic() >= struck:
             os.kill(pid, job["signal"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -313,8 +314,12 @@ def test_internal_errors_keep_their_traceback(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_several_processes_are_refused(
+def test_several_processes_need_a_launcher(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "one process" in refused(capsys, "run")
+    before = signal.getsignal(signal.SIGTERM)
+    sentence = refused(capsys, "run")
+    signal.signal(signal.SIGTERM, before)
+    assert "WORLD_SIZE is 2, but RANK is not set" in sentence
+    assert "torchrun" in sentence

@@ -15,6 +15,8 @@ def choose(session: Session, folder: Path, *judged: Phase) -> Event:
 
     judged  the judgements of theta_0, theta_1, …; writes best.json with the values and the reason.
     """
+    if not session.crew.writes:
+        return {}
     metric = session.config.evaluation.select
     values = {phase.name.removesuffix("-scores").removesuffix("/scores"): _value(phase, metric) for phase in judged}
     best = min(values, key=lambda name: values[name])

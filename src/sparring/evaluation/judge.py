@@ -1,6 +1,7 @@
 """The judge phase: how a player does on held-out prompts that nobody trained on.
 
-All players answer with the same random numbers, so that their answers differ only by what they learnt.
+All players answer with the same random numbers, so that their answers differ only by what they learnt. Of
+several processes all answer and one scores.
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ def judge(
     """
     prompts: list[Prompt] = session.prompts(data, "eval")[:]
     who = session.player(player) if player else Player.untrained(session.ring.base)
-    real, answers, own = _ask(session, who, prompts, data)
+    answers = _answers(session, who, prompts, data)
+    if not session.crew.writes:
+        return {}
+    session.ring.seat(who)
+    real, own = _score_both(session, prompts, answers)
     facts: Event = {"player": _name(player), "label": label, "n": len(prompts)}
     facts |= _likelihood(prompts, real, start, player)
     facts["kl_start"] = 0.0 if player == start else _kl(session, prompts, answers, own, start)
@@ -98,17 +103,25 @@ def _name(player: Phase | None) -> str:
     return "base" if player is None else player.name.split("/")[0]
 
 
-def _ask(
-    session: Session, player: Player, prompts: Sequence[Prompt], data: Phase
-) -> tuple[list[float], list[list[Answer]], list[list[float]]]:
-    """(log p of the real answers, sampled answers [prompt][sample], their own log p)."""
-    config, base = session.config, session.ring.base
-    generator = LocalGenerator(session.ring.seat(player, config.generation.merge), base, config.generation)
+def _answers(session: Session, player: Player, prompts: Sequence[Prompt], data: Phase) -> list[list[Answer]]:
+    """Sampled answers [prompt][sample]; each process gives its part."""
+    config, crew = session.config, session.crew
     limit = answer_limit(session, data)
-    answers = sample(generator, prompts, config.seed, STREAM, config.evaluation.samples, limit)
-    model = session.ring.seat(player)
-    real = real_logprobs(model, base, prompts, config.optimiser.micro_batch_tokens)
-    return real, answers, _own(session, model, prompts, answers)
+    generator = LocalGenerator(session.ring.seat(player, config.generation.merge), session.ring.base, config.generation)
+    mine = range(crew.rank, len(prompts), crew.size)
+    asked = [prompts[i] for i in mine]
+    given = sample(generator, asked, config.seed, STREAM, config.evaluation.samples, limit) if asked else []
+    answers = dict(crew.gather(list(zip(mine, given, strict=True))))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def _score_both(
+    session: Session, prompts: Sequence[Prompt], answers: list[list[Answer]]
+) -> tuple[list[float], list[list[float]]]:
+    """log p of the real answers, and of the sampled ones, under the seated player."""
+    model, tokens = session.ring.model, session.config.optimiser.micro_batch_tokens
+    real = real_logprobs(model, session.ring.base, prompts, tokens)
+    return real, _own(session, model, prompts, answers)
 
 
 def _own(session: Session, model: Any, prompts: Sequence[Prompt], answers: list[list[Answer]]) -> list[list[float]]:

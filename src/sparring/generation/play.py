@@ -17,7 +17,8 @@ from sparring.session import Session
 def play(session: Session, folder: Path, data: Phase, opponent: Phase, *, iteration: int) -> Event:
     """y' ~ p_theta_t(.|x) for every prompt, K times; token ids and end reasons are kept as they came.
 
-    A shard holds always the same prompts. A killed shard is played again from its start, a finished one never.
+    A shard holds always the same prompts, and is played by one process, so that neither a kill nor the number of
+    processes changes an answer. A killed shard is played again from its start, a finished one never.
     """
     config = session.config
     prompts = session.prompts(data, "train")
@@ -27,17 +28,31 @@ def play(session: Session, folder: Path, data: Phase, opponent: Phase, *, iterat
         session.player(opponent), merged
     )  # even if nothing is left to play: the facts count its work
     generator = LocalGenerator(model, session.ring.base, config.generation)
-    size, count = config.generation.shard_size, 0
-    for number, start in enumerate(range(0, len(prompts), size)):
-        shard = folder / f"shard-{number:05d}.arrow"
-        rows = prompts[start : start + size]
-        if not shard.exists():
-            answers = sample(generator, rows, config.seed, iteration, config.selfplay.samples, limit)
-            write_rows(shard, [_played(row, given) for row, given in zip(rows, answers, strict=True)], Played)
-            session.run.tick()
-        count += len(rows)
-        session.run.tell({"event": "progress", "done": count, "total": len(prompts)})
-    return _facts(session, played_rows(folder), session.player(opponent).fingerprint)
+    size, crew = config.generation.shard_size, session.crew
+    starts = range(0, len(prompts), size)
+    shards = {start: folder / f"shard-{number:05d}.arrow" for number, start in enumerate(starts)}
+    left = crew.decide(lambda: [start for start in starts if not shards[start].exists()])
+    if len(starts) < crew.size:
+        session.run.warn(_idle(len(starts), crew.size, size))
+    for turn in range(0, len(left), crew.size):
+        begun = left[turn : turn + crew.size]  # a shard for each process
+        mine = [prompts[start : start + size] for start in begun[crew.rank : crew.rank + 1]]
+        given = [sample(generator, rows, config.seed, iteration, config.selfplay.samples, limit) for rows in mine]
+        for start, answers in zip(begun, crew.gather(given), strict=True):
+            if crew.writes:
+                asked = zip(prompts[start : start + size], answers, strict=True)
+                write_rows(shards[start], [_played(row, told) for row, told in asked], Played)
+                session.run.tick()
+        done = sum(path.exists() for path in shards.values())
+        session.run.tell({"event": "progress", "done": min(done * size, len(prompts)), "total": len(prompts)})
+    return _facts(session, played_rows(folder), session.player(opponent).fingerprint) if crew.writes else {}
+
+
+def _idle(shards: int, processes: int, size: int) -> str:
+    return (
+        f"{processes} processes share {shards} of generation.shard_size ({size}) prompts to play, so some have nothing "
+        "to do there; more and smaller shards would share the work out"
+    )
 
 
 def answer_limit(session: Session, data: Phase) -> int:

@@ -14,6 +14,7 @@ from torch import nn
 
 from sparring import laboratory
 from sparring.config import ModelConfig
+from sparring.crew import local_rank
 from sparring.data.messages import Renderer, choose_template
 from sparring.errors import ModelError
 from sparring.machine import fast_bf16
@@ -67,8 +68,14 @@ def choose_device(config: ModelConfig) -> tuple[torch.device, torch.dtype]:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ModelError("model.device is cuda, but no CUDA device is available; use auto or cpu")
     cuda = torch.cuda.is_available() and config.device != "cpu"
+    if cuda and local_rank() >= torch.cuda.device_count():
+        raise ModelError(
+            f"process {local_rank()} of this machine has no GPU: it has {torch.cuda.device_count()}; start no more "
+            "processes than that, or set model.device=cpu"
+        )
     half = config.dtype == "bf16" or (config.dtype == "auto" and (cuda or fast_bf16()))
-    return torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if half else torch.float32
+    device = torch.device("cuda", local_rank()) if cuda else torch.device("cpu")
+    return device, torch.bfloat16 if half else torch.float32
 
 
 def find_base(config: ModelConfig) -> Path:
@@ -176,6 +183,8 @@ def load_base(folder: Path, config: ModelConfig, renderer: Renderer) -> Base:
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"model.base {folder} cannot be loaded as a causal language model ({reason})") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # libraries put on the current device what they make
     return wrap_base(model.to(device), renderer, fingerprint_folder(folder))
 
 

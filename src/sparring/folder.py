@@ -1,0 +1,72 @@
+"""What lies in a run folder: the names of its files, phases' markers, lines of metrics, what a run was made of."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparring.errors import RunError
+from sparring.files import fingerprint_file, read_json
+
+Event = dict[str, Any]
+MARKER = "phase.json"
+CLOCK = "clock.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"  # kept, as the clock, until the phase is finished
+APPEARS = 60.0  # seconds in which a folder that one process made is seen by another
+
+
+def read_lines(path: Path) -> Iterator[Event]:
+    """The events in a file of metrics, without a line that a kill left incomplete."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)
+
+
+def read_marker(folder: Path) -> Event:
+    """A phase's marker: its fingerprint from the start, its facts and files when it is finished."""
+    return dict(read_json(folder / MARKER)) if (folder / MARKER).exists() else {}
+
+
+def digests(partial: Path) -> dict[str, str | None]:
+    """What a finished phase must hold, apart from its marker: names and digests (none for times)."""
+    files = sorted(path for path in partial.rglob("*") if path.is_file())
+    names = [path.relative_to(partial) for path in files]
+    kept = [name for name in names if name.parts[0] not in (MARKER, CLOCK, CHECKPOINTS)]
+    return {name.as_posix(): fingerprint_file(partial / name) if name.name != METRICS else None for name in kept}
+
+
+def same_of(path: Path) -> Any:
+    """What a run folder was made of, from its run.lock.yaml."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))["same"]
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
+        raise RunError(f"{path} is damaged, so its run cannot go on; start another run with name=...") from None
+
+
+def differences(mine: Any, theirs: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, my value, their value) of all that differs between two trees."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        for name in [*mine, *(name for name in theirs if name not in mine)]:
+            yield from differences(mine.get(name), theirs.get(name), f"{key}.{name}" if key else name)
+    elif mine != theirs:
+        yield key, mine, theirs
+
+
+def wait_for(folder: Path, rank: int) -> None:
+    """Wait until process `rank`, too, sees a phase that was just made: a network file system may be late."""
+    begun = time.monotonic()
+    while not (folder / MARKER).exists():
+        if time.monotonic() - begun > APPEARS:
+            raise RunError(
+                f"process {rank} does not see {folder}, which process 0 made; put the run folder (runs=...) where all "
+                "processes see it under the same path"
+            )
+        time.sleep(0.1)
