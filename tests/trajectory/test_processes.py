@@ -225,13 +225,13 @@ def test_torchrun_killed_and_resumed(arena, alone):
         if not struck and '"phase": "0/player", "step": 1' in line:
             os.kill(process_of(first.pid, 1), signal.SIGKILL)
             struck = time.monotonic()
-    _, errors = first.communicate(timeout=60)
+    _, errors = first.communicate(timeout=150)
     assert first.returncode not in (0, None)
     assert time.monotonic() - struck < 30  # the launcher itself would wait as long before it kills
     assert said(errors) == [f"error: process 1 of 2 died; {GOES_ON}"]
     assert (place.run / "0/player.partial").exists()
     second = launch(place, 2)
-    out, errors = second.communicate(timeout=120)
+    out, errors = second.communicate(timeout=300)
     assert second.returncode == 0, errors
     assert out.count("report: ") == 1
     assert "processes: 2" in (place.run / "run.lock.yaml").read_text()
@@ -241,7 +241,7 @@ def test_torchrun_killed_and_resumed(arena, alone):
 def test_torchrun_with_a_bad_config(arena):
     place = arena()
     bad = launch(place, 2, "selfplay.betta=1")
-    _, errors = bad.communicate(timeout=60)
+    _, errors = bad.communicate(timeout=150)
     assert bad.returncode not in (0, None)
     assert len(said(errors)) == 1
     assert 'did you mean "selfplay.beta"' in said(errors)[0]
