@@ -16,6 +16,7 @@ from sparring.data.pairs import Pair, Rows, write_rows
 from sparring.errors import LawBroken
 from sparring.evaluation.judge import judge
 from sparring.generation.local import LocalGenerator
+from sparring.generation.play import played_rows
 from sparring.generation.sampling import stream_keys
 from sparring.models.players import Player
 from sparring.models.scoring import answer_logprobs, sampling_gap, score
@@ -245,6 +246,19 @@ def test_law_5_needs_samples_not_greedy_answers(game: Game) -> None:
     sampled_few, sampled, greedy = gradient(1.0, 40), gradient(1.0, 640), gradient(0.0, 1)
     assert size(sampled) < size(sampled_few) / 2  # falls like 1/sqrt(n), to 0
     assert size(greedy) > 5 * size(sampled)  # does not
+
+
+@pytest.mark.parametrize("merge", ["true", "false"])
+def test_log_probs_caught_while_playing_are_the_opponents(tmp_path: Path, merge: str) -> None:
+    """Law 12 too: with the adapter merged, the opponent that played is the attached one that scores."""
+    with session(tmp_path, "selfplay.samples=3", f"generation.merge={merge}") as opened:
+        made = Game(opened)
+        rows = played_rows(made.play(made.start, 0).folder)[:]
+        model = opened.ring.seat(opened.player(made.start))
+        answers = [(row.prompt_ids, ids) for row in rows for ids in row.synthetic_ids]
+        caught = [value for row in rows for value in row.logprobs]
+        assert caught == pytest.approx(score(model, opened.ring.base, answers, 4096), abs=1e-4)
+        assert len(caught) == 3 * len(rows)
 
 
 def test_greedy_negatives_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
