@@ -100,6 +100,17 @@ def test_only_neighbours_share_a_prompt() -> None:
     assert packed_tokens(rows) == 5
 
 
+@pytest.mark.parametrize("window", [None, 1, 6, 40, 1000])
+def test_every_query_sees_something(window: int | None) -> None:
+    """Padding as well: a softmax over nothing would be NaN, in the gradients of all others, too."""
+    rows: list[Row] = [([1] * 84, [2]), ([1] * 84, [2, 3]), ([1] * 60, [2]), ([1] * 60, [2] * 25), ([4], [5] * 9)]
+    batch = collate(rows, PAD, "cpu", packed=True)
+    assert batch.unpacking is not None
+    shown = [bucket.mask(window) for bucket in batch.unpacking.buckets]
+    assert any(mask is not None for mask in shown)
+    assert all(mask.any(-1).all() for mask in shown if mask is not None)
+
+
 # ---------------------------------------------------------------- micro-batches
 
 
