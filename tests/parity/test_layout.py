@@ -91,6 +91,13 @@ def test_a_forgotten_window_too_long_to_be_tried() -> None:
         falls_back(base_named("mistral", sliding_window=window), f"do not say their window of {window} tokens")
 
 
+@pytest.mark.parametrize("name", ["mamba", "recurrent_gemma"])
+def test_a_state_that_runs_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers show it, even where a config does not tell of such layers."""
+    monkeypatch.setattr(layout, "_foreign_layers", lambda model: "")
+    falls_back(base_of(name), "nats per token off")
+
+
 @pytest.mark.parametrize("fault", [IndexError("no such token"), RuntimeError("shapes"), TypeError("unexpected")])
 def test_a_model_that_cannot_be_called_so(fault: Exception) -> None:
     def raising(*given: Any, unpacking: Any = None, **more: Any) -> Any:

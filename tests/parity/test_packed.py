@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from tests.helpers import base_of
 from tests.plain import PACKED, SEPARATE, WIDER, base_named, distance, dpo, eager, gradients, pairs_of, plain, player_of
 
-from sparring.data.collate import collate
+from sparring.data.collate import collate, packed_tokens
+from sparring.data.pairs import Prompt, Rows, write_rows
 from sparring.models import attention
 from sparring.models.forward import Layout, token_logprobs
 from sparring.models.players import TRAINED
 from sparring.models.scoring import answer_logprobs
+from sparring.tasks import SFTTask
 
 ROWS_ONLY = Layout(direct=True)
 
@@ -93,3 +96,24 @@ def test_scores_of_gradient_checkpointing_are_the_same_bits() -> None:
     kept = answer_logprobs(ring.model, ring.base, rows).logprob_A
     ring.base.model.gradient_checkpointing_enable({"use_reentrant": False})
     assert torch.equal(answer_logprobs(ring.model, ring.base, rows).logprob_A, kept)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_fine_tuning_takes_the_same_way(name: str, packed: bool, tmp_path: Path) -> None:
+    """Examples one behind the other, the head for answers alone: loss and gradients of plain passes."""
+    found = base_named(name)
+    base = found if packed else dataclasses.replace(found, layout=ROWS_ONLY)
+    ring, rows = player_of(base), pairs_of(1)
+    with eager(ring.model):
+        nll = -torch.stack([plain(ring.model, row).double().sum() for row in rows]).sum()
+        expected = gradients(ring, nll)
+    write_rows(tmp_path / "train.arrow", [Prompt(i, p, a, True, "") for i, (p, a) in enumerate(rows)], Prompt)
+    task = SFTTask(base, Rows([tmp_path / "train.arrow"], Prompt), 10**6)
+    items = list(range(len(rows)))
+    assert task.split(items) == [sorted(items, key=lambda i: -len(rows[i][0] + rows[i][1]))]
+    loss, sums = task.loss(ring.model, items)
+    assert loss.item() == pytest.approx(nll.item(), rel=1e-6)
+    assert task.weight(items) == sum(len(answer) for _, answer in rows)
+    assert sums["tokens"][0] == (packed_tokens(rows) if packed else sum(len(p) + len(a) - 1 for p, a in rows))
+    assert distance(gradients(ring, loss), expected) < 1e-5
