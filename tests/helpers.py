@@ -11,15 +11,21 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTJConfig,
     GPTNeoConfig,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    RecurrentGemmaConfig,
 )
 
 from sparring.config import MethodConfig
@@ -163,6 +169,26 @@ CONFIGS: dict[str, Callable[..., Any]] = {
     "gpt2": lambda **more: GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, **more),
 }
 ARCHITECTURES = tuple(CONFIGS)
+
+# Not in every test: soft caps, factors on the logits, layers with and without a window, states instead of attention.
+CONFIGS |= {
+    "gemma2": lambda **more: Gemma2Config(
+        **_GROUPED,
+        head_dim=8,
+        sliding_window=6,
+        query_pre_attn_scalar=8,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0,
+        **more,
+    ),
+    "cohere": lambda **more: CohereConfig(**_GROUPED, logit_scale=0.25, **more),
+    "granite": lambda **more: GraniteConfig(**_GROUPED, logits_scaling=4.0, attention_multiplier=0.2, **more),
+    "mamba": lambda **more: MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4, **more),
+    "recurrent_gemma": lambda **more: RecurrentGemmaConfig(
+        **_GROUPED, block_types=["recurrent", "attention"], lru_width=32, attention_window_size=6, **more
+    ),
+    "gptj": lambda **more: GPTJConfig(n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=CONTEXT, **more),
+}
 
 # A dropout of 0.1 wherever the architecture has one, by the names of its config.
 DROPOUTS: dict[str, dict[str, float]] = {

@@ -30,15 +30,14 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     """theta_0: a fresh adapter trained on the real answers. With sft.epochs 0, the base itself."""
     config, rows = session.config.sft, session.prompts(data, "train")
     hold = session.config.selfplay.hold
-    start = Player.untrained(session.ring.base, hold)
+    start, base, optimiser = Player.untrained(session.ring.base, hold), session.ring.base, session.config.optimiser
+    if not base.layout.packed:
+        session.run.warn(f"answers cannot share their prompt's pass with this base: {base.layout.why}; it is slower so")
     if config.epochs == 0:
         if session.crew.writes:
             session.ring.save_untrained(folder, hold)
         return {"stopped": None, "tokens": 0, "flops": 0}
     model = session.ring.challenge(start, session.seed("sft adapter"), session.config.method.dropout)
-    base, optimiser = session.ring.base, session.config.optimiser
-    if not base.layout.packed:
-        session.run.warn(f"answers cannot share their prompt's pass with this base: {base.layout.why}; it is slower so")
     prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
     budget = _budget(session, folder, max(p + r - 1 for p, r in zip(prompts, real, strict=True)))
     task = SFTTask(base, rows, budget.tokens)

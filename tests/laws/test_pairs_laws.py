@@ -11,17 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparring.data.collate import collate
+from sparring.data.collate import Row
 from sparring.data.pairs import Pair, Rows, write_rows
 from sparring.errors import LawBroken
 from sparring.evaluation.judge import judge
 from sparring.generation.local import LocalGenerator
 from sparring.generation.play import played_rows
 from sparring.generation.sampling import stream_keys
+from sparring.models.base import Base
+from sparring.models.forward import Layout
 from sparring.models.players import Player
 from sparring.models.scoring import answer_logprobs, sampling_gap, score
 from sparring.objectives.pairwise import LOSSES, at_zero
 from tests.laws.lab import Game, dot, gradients, pair_rows, session, size, task
+
+LAYOUTS = pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +242,7 @@ def test_law_5_needs_samples_not_greedy_answers(game: Game) -> None:
         keys = stream_keys(5, 0, [p.key for p in prompts for _ in range(count)], list(range(count)) * len(prompts))
         rows = [(prompt, a.ids) for prompt, a in zip(asked, generator(asked, keys, 16), strict=True)]
         opened.ring.model.zero_grad()
-        (answer_logprobs(opened.ring.model, opened.ring.base, rows).logprob_B.sum() / len(rows)).backward()
+        (answer_logprobs(opened.ring.model, opened.ring.base, rows).logprob_A.sum() / len(rows)).backward()
         found = {name: p.grad.clone() for name, p in opened.ring.trainable().items() if p.grad is not None}
         opened.ring.model.zero_grad()
         return found
@@ -315,7 +319,14 @@ def test_law_6_fresh_lora_is_the_base_bit_for_bit(game: Game, first: Rows[Pair])
 # ---------------------------------------------------------------- law 10
 
 
-def test_law_10_padding_and_batching_change_nothing(game: Game, first: Rows[Pair]) -> None:
+def in_layout(base: Base, packed: bool) -> Base:
+    """The laboratory's base shares prompts; it can be made not to."""
+    assert base.layout.packed
+    return base if packed else dataclasses.replace(base, layout=Layout(direct=True))
+
+
+@LAYOUTS
+def test_law_10_padding_packing_and_batching_change_nothing(game: Game, first: Rows[Pair], packed: bool) -> None:
     ring = game.session.ring
     model = ring.seat(Player.load(game.start.folder))
     rows = [
@@ -323,49 +334,58 @@ def test_law_10_padding_and_batching_change_nothing(game: Game, first: Rows[Pair
         for i, row in enumerate(first[:12])
         for ids in row.synthetic_ids
     ]
-    alone = [score(model, ring.base, [row], 4096)[0] for row in rows]
-    for tokens in (64, 300, 100_000):
-        assert score(model, ring.base, rows, tokens) == pytest.approx(alone, abs=1e-4)
+    base = in_layout(ring.base, packed)
+    alone = [score(model, in_layout(ring.base, False), [row], 4096)[0] for row in rows]
+    for tokens in (1, 64, 300, 100_000):
+        assert score(model, base, rows, tokens) == pytest.approx(alone, abs=1e-4)
+    order = [rows[i] for i in (5, 2, 11, 2, 0)]  # the same neighbours no more
+    assert score(model, base, order, 4096) == pytest.approx([alone[i] for i in (5, 2, 11, 2, 0)], abs=1e-4)
 
 
-def test_law_10_only_answer_positions_get_gradient(game: Game) -> None:
+@LAYOUTS
+def test_law_10_only_answer_positions_get_gradient(game: Game, packed: bool) -> None:
+    """What the decoder gives: the loss pulls at each position that predicts an answer token, and nowhere else."""
     ring = game.session.ring
+    base = in_layout(ring.base, packed)
     model = ring.seat(Player.load(game.start.folder))
     rows = [([1, 5, 6, 7, 8, 9], [10, 11]), ([1, 5], [12, 13, 14, 2])]
-    batch = collate(rows, 0, "cpu")
     kept: list[torch.Tensor] = []
 
     def keep(_module: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
         kept.append(output.detach().requires_grad_(True))
         return kept[-1]
 
-    handle = model.get_output_embeddings().register_forward_hook(keep)
-    answer_logprobs(model, ring.base, rows).logprob_B.sum().backward()
+    handle = model.get_base_model().get_decoder().norm.register_forward_hook(keep)
+    answer_logprobs(model, base, rows).logprob_A.sum().backward()
     handle.remove()
     touched = kept[0].grad.abs().sum(dim=-1) > 0  # type: ignore[union-attr]
-    assert torch.equal(touched, batch.answer_BA)
-    assert batch.answer_BA.sum().item() == 6
+    # prompt's last and the answers' tokens but the last; row by row, or one behind the other
+    row = [[0, 0, 0, 0, 0, 1, 1], [0, 1, 1, 1, 1]]
+    expected = [row[0] + row[1]] if packed else [row[0], row[1] + [0, 0]]
+    assert touched.int().tolist() == expected
 
 
-def test_unmasked_prompt_is_caught(game: Game, first: Rows[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+@LAYOUTS
+def test_unmasked_prompt_is_caught(game: Game, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scoring that counts prompt tokens no longer agrees with a plain forward over the answer."""
     import sparring.models.scoring as scoring
 
     ring = game.session.ring
+    base = in_layout(ring.base, packed)
     model = ring.seat(Player.load(game.start.folder))
     rows = [([1, 5, 6, 7, 8, 9], [10, 11]), ([1, 5], [12, 13, 14, 2])]
     whole = torch.tensor([rows[0][0] + rows[0][1]])
     logp = model(input_ids=whole).logits[0].log_softmax(-1)
     plain = (logp[5, 10] + logp[6, 11]).item()
-    assert score(model, ring.base, rows, 4096)[0] == pytest.approx(plain, abs=1e-5)
+    assert score(model, base, rows, 4096)[0] == pytest.approx(plain, abs=1e-5)
     right = scoring.collate
 
-    def unmasked(*given: object) -> object:
-        batch = right(*given)  # type: ignore[arg-type]
-        return dataclasses.replace(batch, answer_BA=torch.ones_like(batch.answer_BA))
+    def unmasked(given: list[Row], *more: object) -> object:
+        """The whole row but its first token as its answer."""
+        return right([(prompt[:1], prompt[1:] + answer) for prompt, answer in given], *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(scoring, "collate", unmasked)
-    assert abs(score(model, ring.base, rows, 4096)[0] - plain) > 0.1
+    assert abs(score(model, base, rows, 4096)[0] - plain) > 0.1
 
 
 # ---------------------------------------------------------------- law 11 and forged plays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import sys
@@ -15,6 +16,7 @@ from sparring import cli
 from sparring.configfile import build_config
 from sparring.job import run_job
 from sparring.models.players import Player
+from sparring.plan import plan
 
 IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 INST = (
@@ -94,12 +96,46 @@ def check_run(run: Path, iterations: int, noise: float) -> None:
     assert len(prints) == iterations + 1
 
 
+SEPARATE = {"gpt_neo"}  # cannot share prompts: its attention is its own
+SAID = "answers cannot share their prompt's pass with this base"
+
+
+def says_so(run: Path) -> bool:
+    """Whether a run warns, in its metrics and in both reports, that prompts are not shared; once or not at all."""
+    events = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    said = [event["text"] for event in events if event["event"] == "warning" and SAID in event["text"]]
+    assert len(said) <= 1
+    page = html.unescape((run / "report.html").read_text(encoding="utf-8"))
+    plain = (run / "report.md").read_text(encoding="utf-8")
+    assert (SAID in page) == (SAID in plain) == bool(said)
+    assert all("nats per token off" in text for text in said)
+    return bool(said)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_whole_job(name: str, tmp_path: Path) -> None:
     run = run_job(build_config(settings(name, tmp_path)))
     check_run(run, 2, 1e-4)
+    assert says_so(run) == (name in SEPARATE)
     losses = [event["loss"] for event in steps_of(run) if event["phase"] == "sft"]
     assert losses[-1] < losses[0]
+
+
+def test_the_layout_is_said_without_fine_tuning(tmp_path: Path) -> None:
+    chosen = settings("gpt_neo", tmp_path)
+    chosen["sft"] |= {"epochs": 0}
+    chosen["selfplay"] |= {"iterations": 1}
+    assert says_so(run_job(build_config(chosen)))
+
+
+@pytest.mark.parametrize("name", ["gpt_neo", "gpt2"])
+def test_check_says_the_layout(name: str, tmp_path: Path) -> None:
+    said = plan(build_config(settings(name, tmp_path))).text
+    (line,) = [line for line in said.splitlines() if line.startswith("layout")]
+    if name in SEPARATE:
+        assert "a padded row for each answer; they cannot share their prompt: its log-probs would be" in line
+    else:
+        assert line == "layout    packed: a prompt is computed once for all its answers, without padding"
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

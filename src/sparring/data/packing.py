@@ -59,7 +59,8 @@ class Bucket:
         shift_R11 = torch.zeros(1, 1, 1, device=device, dtype=torch.long)
         if self.shift_R is not None:
             shift_R11 = self.shift_R.view(-1, 1, 1)
-        behind_RAL = query_A1 + shift_R11 - key_L
+        # padding of the queries stays inside, for a query that sees nothing can make NaN of gradients
+        behind_RAL = (query_A1 + shift_R11).clamp(max=len(key_L) - 1) - key_L
         seen_RAL = behind_RAL >= 0
         if window is not None:
             seen_RAL = seen_RAL & (behind_RAL < window)

@@ -77,9 +77,9 @@ class Head:
 
 
 def tiles(count: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
-    """Slices of tokens whose logits are alive at once."""
+    """Slices of tokens whose logits are alive at once; of no tokens, one empty slice."""
     size = max(1, TILE.get(device.type, TILE["cpu"]) // vocabulary)
-    for start in range(0, count, size):
+    for start in range(0, max(1, count), size):
         yield slice(start, min(count, start + size))
 
 

@@ -62,8 +62,11 @@ def _pairs(vocabulary: int, window: int | None) -> list[Row]:
 
 
 def _window(model: Any) -> int | None:
-    """The sliding window that the config states, if any."""
-    return getattr(model.config.get_text_config(), "sliding_window", None)
+    """The sliding window that the config states, if any layer has it."""
+    text = model.config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    unused = kinds is not None and "sliding_attention" not in kinds
+    return None if unused else getattr(text, "sliding_window", None) or None
 
 
 def _foreign_layers(model: Any) -> str:
@@ -98,7 +101,7 @@ def _difference(model: Any, rows: list[Row], plain_N: Tensor, layout: Layout, no
     batch = collate(rows, 0, device, layout.packed, layout.flash)
     try:
         got_N = token_logprobs(model, batch, layout)
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, ImportError) as error:
+    except (TypeError, ValueError, LookupError, RuntimeError, AttributeError, ImportError) as error:
         return 0.0, f"it cannot be called so ({' '.join(str(error).split())[:120]})"
     gap = (got_N - plain_N).square().mean().sqrt().item()
     if not gap <= NEAR[model.dtype] + 5 * noise:
