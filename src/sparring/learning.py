@@ -8,7 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from sparring.config import at, learning_rate
+from sparring.data.collate import Row
 from sparring.data.pairs import Pair, Prompt, Rows
 from sparring.errors import LawBroken
 from sparring.evaluation.nll import mean_nll
@@ -17,10 +20,11 @@ from sparring.models.base import Base
 from sparring.models.flops import Flops
 from sparring.models.memory import Budget, choose_budget
 from sparring.models.players import Player, fingerprint_tensors
+from sparring.models.scoring import computed_tokens
 from sparring.run import CHECKPOINTS, Event, Phase
 from sparring.schedule import plan_steps
 from sparring.session import Session
-from sparring.tasks import PairTask, SFTTask
+from sparring.tasks import PairTask, SFTTask, pair_rows
 from sparring.trainer import fit
 
 # ---------------------------------------------------------------- supervised fine-tuning
@@ -39,7 +43,8 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
         return {"stopped": None, "tokens": 0, "flops": 0}
     model = session.ring.challenge(start, session.seed("sft adapter"), session.config.method.dropout)
     prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
-    budget = _budget(session, folder, max(p + r - 1 for p, r in zip(prompts, real, strict=True)))
+    longest = rows[int(np.argmax(np.add(prompts, real)))]
+    budget = _budget(session, folder, [(longest.prompt_ids, longest.real_ids)])
     task = SFTTask(base, rows, budget.tokens)
     steps = plan_steps(len(rows), config.batch_size, config.epochs, session.seed("sft order"))
     fit(
@@ -79,7 +84,8 @@ def learn(
         )
     start = fingerprint_tensors(session.ring.trainable())
     rows = Rows([pairs.folder / "pairs.arrow"], Pair)
-    budget = _budget(session, folder, max(_sizes(session.ring.base, rows)))
+    sizes = _sizes(session.ring.base, rows)
+    budget = _budget(session, folder, pair_rows(rows[int(np.argmax(sizes))]))
     task = PairTask(session.ring.base, rows, config.selfplay, iteration, budget.tokens, pairs.facts["noise"])
     epochs = at(config.selfplay.epochs, iteration)
     steps = plan_steps(len(rows), config.selfplay.batch_size, epochs, session.seed("order", iteration))
@@ -99,7 +105,6 @@ def learn(
     done = max((event["step"] for event in session.run.events() if event["event"] == "step"), default=0)
     items = [item for step in steps[:done] for item in step]
     lengths, scored = _trained_lengths(rows, items)
-    sizes = _sizes(session.ring.base, rows)
     tokens = sum(sizes[item] for item in items)
     return {"stopped": stopped, "tokens": tokens, "flops": Flops.of(model).training(lengths, scored, tokens)}
 
@@ -122,24 +127,26 @@ def _trained_lengths(rows: Rows[Pair], items: list[int]) -> tuple[list[int], int
     return lengths, sum(real[i] + sum(synthetic[i]) for i in items)
 
 
-def _budget(session: Session, folder: Path, longest: int) -> Budget:
-    """Tokens at once; chosen when the phase begins, and kept when it goes on after a kill."""
+def _budget(session: Session, folder: Path, longest: list[Row]) -> Budget:
+    """Tokens at once; chosen when the phase begins, and kept when it goes on after a kill with the same settings."""
     return session.crew.decide(lambda: _chosen_budget(session, folder / CHECKPOINTS / "budget.json", longest))
 
 
-def _chosen_budget(session: Session, kept: Path, longest: int) -> Budget:
-    if kept.exists():
-        return Budget(**read_json(kept))
+def _chosen_budget(session: Session, path: Path, longest: list[Row]) -> Budget:
     base, optimiser = session.ring.base, session.config.optimiser
+    asked = [optimiser.micro_batch_tokens, optimiser.gradient_checkpointing]
+    kept = read_json(path) if path.exists() else {}
+    if kept.get("asked") == asked:
+        return Budget(**kept["budget"])
     wanted = None if optimiser.gradient_checkpointing == "auto" else optimiser.gradient_checkpointing
     budget = choose_budget(session.ring.model, base, longest, optimiser.micro_batch_tokens, wanted)
     if not budget.enough:
         session.run.warn(
-            f"the longest example ({longest} tokens) needs about {budget.peak_bytes / 2**20:,.0f} MiB to be trained "
+            f"the longest example ({computed_tokens(base, longest)} tokens) needs about {budget.peak_bytes / 2**20:,.0f} MiB to be trained "
             f"on, but {budget.free_bytes / 2**20:,.0f} are free; if memory runs out, lower data.max_length"
         )
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(kept, json.dumps(asdict(budget)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps({"asked": asked, "budget": asdict(budget)}))
     return budget
 
 

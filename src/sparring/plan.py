@@ -195,7 +195,8 @@ def _estimate(config: Config, base: Base, train: list[Prompt], held_out: list[Pr
         "judge": judged * (decode + 3 * mean * look),
     }
     base_bytes = sum(p.numel() * p.element_size() for p in base.model.parameters())
-    longest = max(len(p.prompt_ids) + rows * len(p.real_ids) for p in train)
+    long = max(train, key=lambda p: len(p.prompt_ids) + rows * len(p.real_ids))
+    longest = [(long.prompt_ids, long.real_ids)] * rows
     asked = config.optimiser.gradient_checkpointing
     budget = choose_budget(
         ring.model, base, longest, config.optimiser.micro_batch_tokens, None if asked == "auto" else asked

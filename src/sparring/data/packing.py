@@ -36,18 +36,22 @@ class Bucket:
     keys_RL: Tensor
     queries_RA: Tensor | None = None
     shift_R: Tensor | None = None
-    _masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, torch.dtype], Tensor | None] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> Tensor | None:
+    def mask(self, window: int | None, dtype: torch.dtype = torch.bool) -> Tensor | None:
         """True where a query may look, [1 or R, 1, A, L]; None when plain causal attention does.
 
         window  how many tokens a query sees, itself included; None: all before it
+        dtype   a floating type: what is added to the scores instead, one tensor for all layers
         """
         longest = self.keys_RL.shape[1]
         window = None if window is None or window >= longest else window
-        if window not in self._masks:
-            self._masks[window] = self._mask(window)
-        return self._masks[window]
+        if (window, dtype) not in self._masks:
+            seen = self._mask(window)
+            if seen is not None and dtype.is_floating_point:
+                seen = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, float("-inf"))
+            self._masks[window, dtype] = seen
+        return self._masks[window, dtype]
 
     def _mask(self, window: int | None) -> Tensor | None:
         if window is None and self.shift_R is None:

@@ -83,11 +83,12 @@ def _rows(x_TW: Tensor, index_RL: Tensor, heads: int) -> Tensor:
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, scale: float, window: int | None, softcap: float | None
 ) -> Tensor:
-    mask = bucket.mask(window)
     if softcap is not None:
+        mask = bucket.mask(window)
         if mask is None:
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
         return _capped(q, k, v, mask, scale, softcap)
+    mask = bucket.mask(window, q.dtype)
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     k, v = (_repeated(x, q.shape[1]) for x in (k, v))

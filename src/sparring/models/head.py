@@ -43,7 +43,8 @@ class Head:
         """The head of a transformers model, as its config describes it."""
         module, text = model.get_output_embeddings(), model.config.get_text_config()
         scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
-        return Head(module, module.weight.shape[0], scale, getattr(text, "final_logit_softcapping", None))
+        cap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
+        return Head(module, module.weight.shape[0], scale, cap)
 
     @property
     def frozen(self) -> bool:

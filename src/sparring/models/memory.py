@@ -1,13 +1,13 @@
-"""How many tokens a training step may hold at once: measured on one short pair, before anything is trained.
+"""How many tokens a training step may hold at once: measured before anything is trained, never by running out.
 
-What the backward pass keeps grows in proportion to the tokens (there is no quadratic mask, and no logits of
-all positions), so a short pair tells what the longest needs, and nothing is found out by running out of memory.
+What the backward pass keeps grows in proportion to the tokens (no mask is as large as the packed row, and there are
+no logits of all positions). So a short pair tells whether the longest fits, and if it does, that one is measured.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring.data.collate import Row, packed_tokens
+from sparring.data.collate import Row
 from sparring.models.base import Base
-from sparring.models.scoring import answer_logprobs
+from sparring.models.scoring import answer_logprobs, computed_tokens
 
 # What a micro-batch may keep on a CPU: more does not make it faster, since matrices are large enough long before.
 CPU_BYTES = 256 * 2**20
 CUDA_SHARE = 0.6  # of the free memory
 RESERVE = 0.85  # of the free memory, before gradient checkpointing is turned on
-PROBE_TOKENS = 64
+SHORT = 64  # tokens of the first pair that is measured, and of its answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +49,33 @@ class Budget:
         return self.peak_bytes <= self.free_bytes
 
 
-def choose_budget(model: Any, base: Base, longest: int, most: int, checkpointing: bool | None) -> Budget:
+def choose_budget(model: Any, base: Base, longest: Sequence[Row], most: int, checkpointing: bool | None) -> Budget:
     """Tokens of a micro-batch, and whether to checkpoint, for the trainable player that is seated.
 
-    longest        tokens of the longest item, computed as the base's layout does
+    longest        the rows of the longest item that will be trained on
     most           tokens that were asked for at most
     checkpointing  None: only if the longest item would not fit without
     """
-    free = free_memory(base.device)
-    kept, layers = token_bytes(model, base), base.model.config.get_text_config().num_hidden_layers
+    free, tokens_of_longest = free_memory(base.device), computed_tokens(base, longest)
+    kept, layers = token_bytes(model, base, _short(base)), base.model.config.get_text_config().num_hidden_layers
+    if 2 * tokens_of_longest * kept <= free:
+        kept = token_bytes(model, base, longest)
     again = kept // layers + layers * base.model.get_input_embeddings().weight.shape[1] * base.dtype.itemsize
     if checkpointing is None:
-        checkpointing = longest * kept > RESERVE * free
+        checkpointing = tokens_of_longest * kept > RESERVE * free
     per_token = again if checkpointing else kept
     wanted = CPU_BYTES if base.device.type == "cpu" else CUDA_SHARE * free
     tokens = max(1, min(most, int(wanted / per_token)))
-    return Budget(tokens, checkpointing, per_token, max(longest, min(tokens, most)) * per_token, free)
+    return Budget(tokens, checkpointing, per_token, max(tokens_of_longest, tokens) * per_token, free)
 
 
-def token_bytes(model: Any, base: Base) -> int:
-    """Bytes that one forward pass keeps for its backward pass, per token, apart from the weights."""
-    length = min(PROBE_TOKENS, base.context // 2)
-    ids = [base.pad_id] * length
-    rows: list[Row] = [(ids, ids)]
+def _short(base: Base) -> list[Row]:
+    ids = [base.pad_id] * min(SHORT, base.context // 2)
+    return [(ids, ids)]
+
+
+def token_bytes(model: Any, base: Base, rows: Sequence[Row]) -> int:
+    """Bytes that a forward pass over some rows keeps for its backward pass, per token, apart from the weights."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     found: dict[int, int] = {}
 
@@ -85,7 +89,7 @@ def token_bytes(model: Any, base: Base) -> int:
         scores = answer_logprobs(model, base, rows)
     kept = sum(found.values())
     del scores
-    return max(1, kept // packed_tokens(rows))
+    return max(1, kept // computed_tokens(base, rows))
 
 
 def free_memory(device: torch.device) -> int:
@@ -107,13 +111,14 @@ def _machine() -> int:
 
 
 def _container() -> Iterable[int]:
-    """What is left of the control group's limit, version 2 or 1, if it has one."""
-    for folder, limit, used in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    """What is left of the control group's limit, version 2 or 1, if it has one; file pages can be given up."""
+    for folder, limit, used, pages in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
-        paths = [Path(folder) / name for name in (limit, used)]
+        paths = [Path(folder) / name for name in (limit, used, "memory.stat")]
         if all(path.exists() for path in paths):
-            most, now = (path.read_text().strip() for path in paths)
+            most, now, stat = (path.read_text().strip() for path in paths)
+            free = dict(line.split() for line in stat.splitlines()).get(pages, "0")
             if most.isdigit():
-                yield max(0, int(most) - int(now))
+                yield max(0, int(most) - int(now) + int(free))
