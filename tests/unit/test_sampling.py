@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sparring.generation.sampling import choose, stream_keys, uniforms
+from sparring.generation.sampling import BLOCK, MOST_LOGITS, choose, draw, stream_keys, uniforms
 
 LEVEL = 1e-3  # of every statistical test below; keys are fixed, so a test passes always or never
 
@@ -168,3 +168,25 @@ def test_u_is_inverted_in_the_order_of_ids() -> None:
         (0.9999, 3),
     ]:
         assert choose(p, np.array([u]), 1.0, 1.0).item() == token, u
+
+
+@pytest.mark.parametrize("size", [5, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 20_000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_blocks_and_parts_change_nothing(size: int, temperature: float) -> None:
+    """The token that a running sum over the whole vocabulary in fp64 gives, and its log-prob at temperature 1."""
+    rows = MOST_LOGITS // 20_000 + 50  # more than one part at the largest size
+    logits = 4 * torch.randn(rows, size, generator=torch.Generator().manual_seed(3))
+    u = uniforms(keys(rows), 0)
+    token, logprob = draw(logits, u, temperature, 1.0)
+    cdf = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
+    near = [torch.searchsorted(cdf, torch.from_numpy(u + shift).unsqueeze(-1)).squeeze(-1) for shift in (-1e-6, 1e-6)]
+    assert ((near[0] <= token) & (token <= near[1])).all()
+    assert (near[0] == near[1]).double().mean() > 0.9
+    expected = torch.log_softmax(logits.double(), -1).gather(-1, token.unsqueeze(-1)).squeeze(-1)
+    assert (logprob - expected).abs().max() < 2e-6
+
+
+def test_positions_may_differ_by_row() -> None:
+    key = keys(3)
+    apart = [uniforms(key[i : i + 1], position)[0] for i, position in enumerate((4, 0, 9))]
+    assert uniforms(key, np.array([4, 0, 9])).tolist() == apart
