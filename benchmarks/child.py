@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.settings import Settings
 
@@ -20,6 +21,7 @@ def main() -> None:
     folder, name = Path(sys.argv[1]), sys.argv[2]
     settings = Settings.read(folder)
     torch.set_num_threads(settings.threads)
+    disable_progress_bar()
     print("\n" + json.dumps(_result(folder, name, settings)), flush=True)
 
 

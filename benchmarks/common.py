@@ -94,7 +94,7 @@ def _progress(text: str) -> None:
 
 
 def summary(settings: Settings, rounds: list[dict[str, Result]], ordered: Result, device: str) -> Result:
-    """Medians and ratios. vs_a, vs_b: the rival's time over ours; memory_vs_a, memory_vs_b: our memory over the rival's.
+    """Medians and ratios: vs_a and vs_b are the rival's time over ours, memory_vs_a and _b our memory over the rival's.
 
     Time is CPU seconds, on CUDA wall seconds. A ratio is taken within each round.
     """
@@ -127,7 +127,7 @@ def summary(settings: Settings, rounds: list[dict[str, Result]], ordered: Result
 
 def _medians(results: list[Result]) -> Result:
     """The median of every number, parts included."""
-    keys = ("cpu", "wall", "peak")
+    keys = ("cpu", "system", "wall", "peak")
     parts = {
         name: {key: statistics.median(result["parts"][name][key] for result in results) for key in keys}
         for name in results[0]["parts"]
@@ -158,13 +158,13 @@ def table(found: Result) -> list[str]:
         f"medians of {s['repeats']} fresh processes each, in turn; "
         + ", ".join(f"{name} {version}" for name, version in versions.items()),
         "",
-        f"{'':26}{'CPU s':>10}{'wall s':>10}{'memory over weights':>22}{f'tokens per {clock} s':>20}",
+        f"{'':24}{'CPU s':>9}{'of it kernel':>14}{'wall s':>9}{'memory over weights':>21}{f'tokens per {clock} s':>19}",
     ]
     for who, label in NAMES.items():
         cost = found["medians"][who]
-        lines.append(_line(label, cost) + f"{found['tokens'] / cost[found['clock']]:>20.0f}")
+        lines.append(_line(label, cost) + f"{found['tokens'] / cost[found['clock']]:>19.0f}")
         if len(cost["parts"]) > 1:
-            lines += [_line(f"     {PARTS[name]}", part) for name, part in cost["parts"].items()]
+            lines += [_line(f"   {PARTS[name]}", part) for name, part in cost["parts"].items()]
     lines.append("")
     for who in ("a", "b"):
         low, high = found[f"vs_{who}_range"]
@@ -187,4 +187,5 @@ def table(found: Result) -> list[str]:
 
 
 def _line(label: str, cost: Result) -> str:
-    return f"{label:26}{cost['cpu']:>10.2f}{cost['wall']:>10.2f}{cost['peak'] / 2**20:>18.0f} MiB"
+    seconds = f"{cost['cpu']:>9.2f}{cost['system']:>14.2f}{cost['wall']:>9.2f}"
+    return f"{label:24}{seconds}{cost['peak'] / 2**20:>17.0f} MiB"

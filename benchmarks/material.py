@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from benchmarks.settings import Settings
 from sparring.config import MethodConfig, ModelConfig
 from sparring.data.pairs import Played, Rows, write_rows
-from sparring.models.base import load_base, load_renderer
+from sparring.models.base import count_parameters, load_base, load_renderer
 from sparring.models.players import Player, Ring
 
 PAD, BOS, END = 0, 1, 2
@@ -56,14 +56,15 @@ def prepare(folder: Path, settings: Settings) -> dict[str, Any]:
     untrained = Player.untrained(base)
     ring.challenge(untrained, settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
+    adapted = sum(weight.numel() for weight in ring.trainable().values())
     with torch.no_grad():
         for name, weight in ring.trainable().items():
             if "lora_B" in name:  # a player that has learnt something: its adapter is not zero
                 weight.copy_(0.01 * torch.randn(weight.shape, generator=generator))
     (folder / "start").mkdir()
     ring.save(folder / "start", untrained, folder, "start")
-    write_rows(folder / "played.arrow", _random_rows(settings, base.vocabulary), Played)
-    return {"device": base.device.type}
+    write_rows(folder / "played.arrow", random_rows(settings, base.vocabulary), Played)
+    return {"device": base.device.type, "parameters": count_parameters(base.model) - adapted}
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -76,7 +77,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _random_rows(settings: Settings, vocabulary: int) -> list[Played]:
+def random_rows(settings: Settings, vocabulary: int) -> list[Played]:
     """Prompts and answers of random ids; every answer closes with the end token."""
     generator = torch.Generator().manual_seed(settings.seed)
 
@@ -103,14 +104,15 @@ def _random_rows(settings: Settings, vocabulary: int) -> list[Played]:
 def rows_in_order(folder: Path, settings: Settings, grouped: bool) -> list[Played]:
     """The pairs as the optimiser steps take them: in random order, or grouped by length as transformers does it.
 
-    Grouping sorts stretches of that random order, longest first; with equal lengths the order stays.
+    Grouping sorts stretches of that order, longest first: of 50 steps, as in a large data set, where transformers
+    takes shorter stretches of small ones and pads more. With equal lengths the order stays.
     """
     rows: list[Played] = Rows([folder / "played.arrow"], Played)[:]
     generator = torch.Generator().manual_seed(settings.seed)
     rows = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
     if not grouped:
         return rows
-    stretch = settings.step * max(1, min(len(rows) // (settings.step * 4), 50))
+    stretch = settings.step * 50
     parts = [rows[start : start + stretch] for start in range(0, len(rows), stretch)]
     return [row for part in parts for row in sorted(part, key=lambda row: -_longest(row))]
 
@@ -136,4 +138,3 @@ def padded_left(prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
     ids = [[PAD] * (width - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(ids), torch.tensor(mask)
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import resource
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,9 +23,10 @@ from torch import nn
 
 @dataclass
 class Part:
-    """Seconds of CPU and wall, and bytes above the start of the first part."""
+    """Seconds of CPU, those of them spent in the kernel, and wall; bytes above the start of the first part."""
 
     cpu: float = 0.0
+    system: float = 0.0
     wall: float = 0.0
     peak: int = 0
 
@@ -46,18 +48,19 @@ class Meter:
             _trim()
             self._start = self._resident()
         self._reset()
-        cpu, wall = time.process_time(), time.perf_counter()
+        cpu, system, wall = time.process_time(), _system(), time.perf_counter()
         yield
         self._finish()
         part = self.parts.setdefault(name, Part())
         part.cpu += time.process_time() - cpu
+        part.system += _system() - system
         part.wall += time.perf_counter() - wall
         part.peak = max(part.peak, self._peak() - self._start)
 
     def result(self) -> dict[str, Any]:
         """Sums over the parts, the highest peak, and the parts themselves."""
         parts = {name: vars(part) for name, part in self.parts.items()}
-        total = {key: sum(part[key] for part in parts.values()) for key in ("cpu", "wall")}
+        total = {key: sum(part[key] for part in parts.values()) for key in ("cpu", "system", "wall")}
         return {**total, "peak": max(part["peak"] for part in parts.values()), "parts": parts}
 
     def _finish(self) -> None:
@@ -76,6 +79,11 @@ class Meter:
 
     def _peak(self) -> int:
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _status("VmHWM")
+
+
+def _system() -> float:
+    """Seconds that the kernel spent for this process, mostly on pages of memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_stime
 
 
 def _status(name: str) -> int:

@@ -55,15 +55,15 @@ def contest(folder: Path, settings: Settings, grouped: bool) -> dict[str, Any]:
 
 def play(ring: Ring, start: Player, rows: Sequence[Played], settings: Settings, meter: Meter) -> int:
     """Answer every prompt with LocalGenerator; returns the number of tokens in the answers."""
-    asked = [(row.key, number, row.prompt_ids, len(ids)) for row in rows for number, ids in enumerate(row.synthetic_ids)]
-    keys = stream_keys(settings.seed, 0, [item[0] for item in asked], [item[1] for item in asked])
-    lengths = np.array([item[3] for item in asked])
+    asked = [(row, number) for row in rows for number in range(len(row.synthetic_ids))]
+    keys = stream_keys(settings.seed, 0, [row.key for row, _ in asked], [number for _, number in asked])
+    lengths = np.array([len(row.synthetic_ids[number]) for row, number in asked])
     # A player is seated merged where that is known, as the play phase does it.
     merged = {"merged": True} if "merged" in inspect.signature(ring.seat).parameters else {}
     with ending_at(keys, lengths), meter.part("play"):
         model = ring.seat(start, **merged)
         generator = local.LocalGenerator(model, ring.base, GenerationConfig())
-        answers = generator([item[2] for item in asked], keys, int(lengths.max()))
+        answers = generator([row.prompt_ids for row, _ in asked], keys, int(lengths.max()))
     given = [len(answer.ids) for answer in answers]
     if given != lengths.tolist():
         raise SystemExit(f"LocalGenerator gave {sum(given)} tokens instead of {lengths.sum()}")
@@ -94,9 +94,7 @@ def ending_at(keys: Any, lengths: Any) -> Iterator[None]:
 # ---------------------------------------------------------------- learn
 
 
-def learn(
-    run: Run, ring: Ring, start: Player, rows: Sequence[Played], settings: Settings, meter: Meter
-) -> list[float]:
+def learn(run: Run, ring: Ring, start: Player, rows: Sequence[Played], settings: Settings, meter: Meter) -> list[float]:
     """Score the opponent's log-probs, then one epoch of `fit`; the loss of every step."""
     losses: list[float] = []
     run.listeners.append(lambda event: losses.append(event["spin_loss"]) if event["event"] == "step" else None)
