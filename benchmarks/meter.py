@@ -1,7 +1,8 @@
 """What a part of a process costs: CPU seconds, wall seconds, and peak memory over what was there before.
 
 CPU seconds are those of all threads of the process. Memory is resident memory at its highest, which Linux
-keeps (VmHWM) and lets a process set back; on CUDA it is what torch's allocator gave out.
+keeps (VmHWM) and lets a process set back; where it does not, a thread looks every two milliseconds. On CUDA it is
+what torch's allocator gave out.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import ctypes
 import gc
 import resource
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -38,6 +40,7 @@ class Meter:
     device: torch.device
     parts: dict[str, Part] = field(default_factory=dict)
     _start: int | None = None
+    _sampler: Sampler | None = None
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -71,14 +74,37 @@ class Meter:
         if self.device.type == "cuda":
             self._finish()
             torch.cuda.reset_peak_memory_stats(self.device)
+        elif self._sampler:
+            self._sampler.peak = 0
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM becomes what is resident now
+            try:
+                Path("/proc/self/clear_refs").write_text("5")  # VmHWM becomes what is resident now
+            except OSError:
+                self._sampler = Sampler()
 
     def _resident(self) -> int:
         return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else _status("VmRSS")
 
     def _peak(self) -> int:
+        if self._sampler:
+            return max(self._sampler.peak, _status("VmRSS"))
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _status("VmHWM")
+
+
+@final
+class Sampler(threading.Thread):
+    """Keeps the highest resident memory seen since `peak` was set to 0."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self.start()
+
+    def run(self) -> None:
+        """Look, and sleep, until the process ends."""
+        while True:
+            self.peak = max(self.peak, _status("VmRSS"))
+            time.sleep(0.002)
 
 
 def _system() -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.material import END, own_memory, pair_tokens, rows_in_order
 from benchmarks.meter import Meter, matmul_rate, warm_up
@@ -77,18 +78,21 @@ def ending_at(keys: Any, lengths: Any) -> Iterator[None]:
     A row is known by its random number, whatever its place in the batch: the one drawn for its last token.
     """
     last = np.array([uniforms(keys[i : i + 1], length - 1)[0] for i, length in enumerate(lengths.tolist())])
-    plain = local.choose
+    name = "draw" if "draw" in vars(local) else "choose"  # draw gives (tokens, log-probs), choose the tokens alone
+    plain = getattr(local, name)
 
-    def choose(logits_BV: torch.Tensor, u_B: Any, *more: Any) -> torch.Tensor:
-        chosen_B = plain(logits_BV, u_B, *more)
+    def forced(logits_BV: Tensor, u_B: Any, *more: Any) -> Any:
+        given = plain(logits_BV, u_B, *more)
+        chosen_B, *rest = given if isinstance(given, tuple) else (given,)
         due_B = torch.from_numpy(np.isin(u_B, last)).to(chosen_B.device)
-        return torch.where(due_B, END, torch.where(chosen_B == END, END + 2, chosen_B))
+        forced_B = torch.where(due_B, END, torch.where(chosen_B == END, END + 2, chosen_B))
+        return (forced_B, *rest) if rest else forced_B
 
-    local.choose = choose
+    setattr(local, name, forced)
     try:
         yield
     finally:
-        local.choose = plain
+        setattr(local, name, plain)
 
 
 # ---------------------------------------------------------------- learn

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks import common
 from benchmarks.material import random_rows, rows_in_order
 from benchmarks.settings import Settings
 
@@ -67,6 +68,12 @@ def padded(rows: list[Played], step: int) -> int:
     """Tokens of all batches as DPOTrainer pads them."""
     longest = [len(row.prompt_ids) + max(len(row.real_ids), len(row.synthetic_ids[0])) for row in rows]
     return sum(2 * step * max(longest[start : start + step]) for start in range(0, len(rows), step))
+
+
+def test_without_trl_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="need TRL, which is not installed; get it with: pip install"):
+        common.compare("learn", "", [])
 
 
 def test_a_wrong_length_is_refused_in_one_sentence() -> None:
