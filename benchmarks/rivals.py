@@ -15,7 +15,7 @@ from typing import Any, final
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor
+from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor
 
 from benchmarks.material import END, PAD, own_memory, padded_left, pair_tokens, rows_in_order
 from benchmarks.meter import Meter, warm_up
@@ -26,7 +26,7 @@ from sparring.data.pairs import Played
 def contest(folder: Path, settings: Settings, tuned: bool) -> dict[str, Any]:
     """Do the work as rival A, or B when tuned; the cost, the losses, and the number of useful tokens."""
     if settings.work != "play":
-        import trl  # noqa: F401  (before memory is first looked at)
+        from benchmarks.dpo import dpo  # here, so that it is in memory before memory is first looked at
     rows = rows_in_order(folder, settings, grouped=tuned)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if tuned and settings.dtype == "bf16" else torch.float32
@@ -99,55 +99,3 @@ def _generate(model: Any, batch: list[tuple[list[int], int]]) -> int:
     )  # fmt: skip
     ended_B = (output[:, ids.shape[1] :] == END).int().argmax(dim=-1)
     return int((ended_B + 1).sum())
-
-
-# ---------------------------------------------------------------- learn
-
-
-def dpo(model: Any, rows: list[Played], folder: Path, settings: Settings, tuned: bool, meter: Meter) -> list[float]:
-    """One epoch of DPOTrainer; the loss of every step. B's pass for the reference is timed, its set-up is not."""
-    import trl
-    from datasets import Dataset
-
-    losses: list[float] = []
-
-    class OnIds(trl.DPOTrainer):
-        """DPOTrainer on token ids, in the order given."""
-
-        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-            return dataset
-
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-
-        def _precompute_ref_logps(self, *given: Any) -> Any:
-            with meter.part("reference"):
-                return super()._precompute_ref_logps(*given)
-
-        def compute_loss(self, *given: Any, **more: Any) -> Any:
-            loss = super().compute_loss(*given, **more)
-            losses.append(loss.item())
-            return loss
-
-    data = [
-        {"prompt_ids": row.prompt_ids, "chosen_ids": row.real_ids, "rejected_ids": ids}
-        for row in rows
-        for ids in row.synthetic_ids
-    ]
-    tuning = {"gradient_checkpointing": False, "precompute_ref_log_probs": True} if tuned else {}
-    precision = {} if settings.dtype == "bf16" else {"bf16": False}
-    arguments = trl.DPOConfig(
-        output_dir=str(folder / "trl"), num_train_epochs=1, per_device_train_batch_size=settings.step,
-        learning_rate=settings.lr, beta=settings.beta, warmup_steps=0, max_grad_norm=1.0, max_length=None,
-        save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=meter.device.type == "cpu",
-        dataloader_pin_memory=meter.device.type == "cuda", seed=settings.seed, **tuning, **precision,
-    )  # fmt: skip
-    trainer = OnIds(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(data),
-        processing_class=AutoTokenizer.from_pretrained(folder / "model"),
-    )
-    with meter.part("learn"):
-        trainer.train()
-    return losses
