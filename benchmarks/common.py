@@ -178,11 +178,15 @@ def table(found: Result) -> list[str]:
             f"loss {curve[0]:.4f} to {curve[-1]:.4f} in {len(curve)} steps; largest difference between the curves "
             f"{found['loss_gap']:.1e}"
         )
+    share = found["share_of_matmul_rate"]
     lines.append(
         f"matrix products of this model's shapes: {found['matmul_gflops']:.0f} GFLOP/s, "
-        f"{found['matmul_gflop_per_cpu_second']:.0f} per CPU second; ours reaches "
-        f"{100 * found['share_of_matmul_rate']:.0f} % of that, counting the least work there is"
+        f"{found['matmul_gflop_per_cpu_second']:.0f} per CPU second; ours reaches {100 * share:.0f} % of that, "
+        "counting the least work there is"
     )
+    if s["work"] != "play":
+        limits = [f"{found[f'vs_{who}'] / share:.1f} times as fast as {who.upper()}" for who in ("a", "b")]
+        lines.append(f"at the whole rate ours would be {' and '.join(limits)}: more is not to be had in {s['dtype']}")
     return lines
 
 
