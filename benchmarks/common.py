@@ -29,6 +29,7 @@ QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "PYTHONWARNINGS": "ignore",
 }
+KEEP = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
 
 
 def compare(work: str, doc: str, arguments: Sequence[str] | None = None) -> None:
@@ -71,6 +72,8 @@ def child(folder: Path, name: str, settings: Settings) -> Result:
     """What a contestant's fresh process found."""
     threads = str(settings.threads)
     more = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HOME": str(folder / "hub")}
+    if settings.malloc == "keep":
+        more["GLIBC_TUNABLES"] = KEEP
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.child", str(folder), name],
         env={**os.environ, **QUIET, **more},
@@ -154,7 +157,7 @@ def table(found: Result) -> list[str]:
     kind = f"log-normal, sigma {s['spread']:g}" if s["spread"] else "all equal"
     lines = [
         f"{s['work']}: {s['model']} {s['dtype']} on {s['device']}, {s['threads']} threads, {s['pairs']} pairs of "
-        f"{lengths} tokens ({kind}), {found['tokens']} useful tokens, seed {s['seed']}",
+        f"{lengths} tokens ({kind}), {found['tokens']} useful tokens, seed {s['seed']}, malloc {s['malloc']}",
         f"medians of {s['repeats']} fresh processes each, in turn; "
         + ", ".join(f"{name} {version}" for name, version in versions.items()),
         "",

@@ -12,6 +12,9 @@ not timed. Same token ids, order, steps, optimiser, learning rate; nothing is tr
               The default, for on a CPU without bf16 instructions TRL's own bf16 would be slow through no fault of its.
 --dtype bf16  A as TRL comes (fp32 weights, bf16 autocast), B and ours with bf16 weights.
 
+--malloc keep matters on a CPU: by default glibc takes buffers over 32 MiB from the kernel each time anew, page by page,
+which is a third of TRL's CPU seconds (column "of it kernel") and less of ours. A tuned rival may well set it.
+
 Useful tokens are those of prompt, real and synthetic answer, each counted once, and no padding.
 """
 

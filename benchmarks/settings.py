@@ -20,6 +20,7 @@ class Settings:
     samples   synthetic answers per prompt
     step      pairs per optimiser step, the rivals' batch
     batch     rows that the rivals generate at once
+    malloc    keep: glibc keeps large buffers for the next use, where by default it gives them back to the kernel
     """
 
     work: str
@@ -35,6 +36,7 @@ class Settings:
     beta: float = 0.1
     seed: int = 0
     threads: int = 2
+    malloc: str = "default"
 
     def write(self, folder: Path) -> None:
         """Leave the settings in the folder of the benchmark."""
@@ -61,6 +63,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     add("--lr", type=float, default=5e-4, help="learning rate: large, so that the loss curves say something")
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=2, help="threads of every process (default 2)")
+    add("--malloc", choices=("default", "keep"), default="default", help="keep: no page is fetched anew (all alike)")
     add("--repeats", type=int, default=3, help="fresh processes of each contestant (default 3)")
     add("--json", action="store_true", help="end with one line of JSON")
     return made
