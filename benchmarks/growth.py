@@ -1,7 +1,7 @@
 """How cost grows with prompt length, answer length, answers per prompt, number of pairs, and size of the model.
 
     python -m benchmarks.growth                     about ten minutes on two threads
-    python -m benchmarks.growth --points 2 --model micro --out /tmp/growth
+    python -m benchmarks.growth --points 2 --model micro --out FOLDER
 
 Each point is one iteration in a fresh process, of ours and of rival B (transformers and TRL, tuned; see
 benchmarks.iteration). Learning includes the opponent's log-probs. Writes learn.svg, play.svg and growth.json.
