@@ -1,0 +1,1 @@
+"""Speed and memory against the usual pipeline (transformers and TRL): `python -m benchmarks.learn --help`."""

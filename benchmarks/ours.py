@@ -1,0 +1,161 @@
+"""Sparring's own way through the same work: LocalGenerator, score, PairTask and fit, as the phases call them."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.material import END, own_memory, pair_tokens, rows_in_order
+from benchmarks.meter import Meter, matmul_rate, warm_up
+from benchmarks.settings import Settings
+from sparring.config import GenerationConfig, MethodConfig, ModelConfig, OptimiserConfig, SelfPlayConfig
+from sparring.data.pairs import Pair, Played, Rows, write_rows
+from sparring.generation import local
+from sparring.generation.sampling import stream_keys, uniforms
+from sparring.models.base import load_base, load_renderer
+from sparring.models.flops import Flops
+from sparring.models.players import Player, Ring
+from sparring.models.scoring import score
+from sparring.run import Run
+from sparring.tasks import PairTask
+from sparring.trainer import fit
+
+
+def contest(folder: Path, settings: Settings, grouped: bool) -> dict[str, Any]:
+    """Do the work; the cost, the losses, the useful tokens, the FLOPs needed, and the machine's rate."""
+    rows = rows_in_order(folder, settings, grouped)
+    config = ModelConfig(dtype=settings.dtype)
+    base = load_base(folder / "model", config, load_renderer(folder / "model", config))
+    own_memory(base.model)
+    ring, start = Ring(base, MethodConfig(), "model"), Player.load(folder / "start")
+    warm_up(ring.challenge(start, settings.seed))
+    meter = Meter(base.device)
+    flops, tokens, losses = 0, pair_tokens(rows), []
+    if settings.work != "learn":
+        answered = play(ring, start, rows, settings, meter)
+        tokens = answered if settings.work == "play" else tokens
+        flops += _play_flops(ring, rows)
+    if settings.work != "play":
+        with tempfile.TemporaryDirectory(dir=folder) as run_folder, Run(Path(run_folder) / "run") as run:
+            losses = learn(run, ring, start, rows, settings, meter)
+        flops += _learn_flops(ring, rows)
+    rate = matmul_rate(ring.model)
+    return {**meter.result(), "losses": losses, "tokens": tokens, "flops": flops, "rate": rate}
+
+
+# ---------------------------------------------------------------- play
+
+
+def play(ring: Ring, start: Player, rows: Sequence[Played], settings: Settings, meter: Meter) -> int:
+    """Answer every prompt with LocalGenerator; returns the number of tokens in the answers."""
+    asked = [(row, number) for row in rows for number in range(len(row.synthetic_ids))]
+    keys = stream_keys(settings.seed, 0, [row.key for row, _ in asked], [number for _, number in asked])
+    lengths = np.array([len(row.synthetic_ids[number]) for row, number in asked])
+    # A player is seated merged where that is known, as the play phase does it.
+    merged = {"merged": True} if "merged" in inspect.signature(ring.seat).parameters else {}
+    with ending_at(keys, lengths), meter.part("play"):
+        model = ring.seat(start, **merged)
+        generator = local.LocalGenerator(model, ring.base, GenerationConfig())
+        answers = generator([row.prompt_ids for row, _ in asked], keys, int(lengths.max()))
+    given = [len(answer.ids) for answer in answers]
+    if given != lengths.tolist():
+        raise SystemExit(f"LocalGenerator gave {sum(given)} tokens instead of {lengths.sum()}")
+    return sum(given)
+
+
+@contextmanager
+def ending_at(keys: Any, lengths: Any) -> Iterator[None]:
+    """Let the answer of each key end at its length and not before; a random model would not end at all.
+
+    A row is known by its random number, whatever its place in the batch: the one drawn for its last token.
+    """
+    last = np.array([uniforms(keys[i : i + 1], length - 1)[0] for i, length in enumerate(lengths.tolist())])
+    name = "draw" if "draw" in vars(local) else "choose"  # draw gives (tokens, log-probs), choose the tokens alone
+    plain = getattr(local, name)
+
+    def forced(logits_BV: Tensor, u_B: Any, *more: Any) -> Any:
+        given = plain(logits_BV, u_B, *more)
+        chosen_B, *rest = given if isinstance(given, tuple) else (given,)
+        due_B = torch.from_numpy(np.isin(u_B, last)).to(chosen_B.device)
+        forced_B = torch.where(due_B, END, torch.where(chosen_B == END, END + 2, chosen_B))
+        return (forced_B, *rest) if rest else forced_B
+
+    setattr(local, name, forced)
+    try:
+        yield
+    finally:
+        setattr(local, name, plain)
+
+
+# ---------------------------------------------------------------- learn
+
+
+def learn(run: Run, ring: Ring, start: Player, rows: Sequence[Played], settings: Settings, meter: Meter) -> list[float]:
+    """Score the opponent's log-probs, then one epoch of `fit`; the loss of every step."""
+    losses: list[float] = []
+    run.listeners.append(lambda event: losses.append(event["spin_loss"]) if event["event"] == "step" else None)
+    order = list(range(len(rows)))
+    steps = [order[first : first + settings.step] for first in range(0, len(rows), settings.step)]
+    optimiser = OptimiserConfig()
+
+    def make(folder: Path) -> None:
+        with meter.part("score"):
+            pairs = scored(ring, start, rows, optimiser.micro_batch_tokens, folder / "pairs.arrow")
+        with meter.part("learn"):
+            ring.challenge(start, settings.seed)
+            config = SelfPlayConfig(beta=settings.beta, anchor=0.0)
+            task = PairTask(ring.base, pairs, config, 0, optimiser.micro_batch_tokens)
+            fit(
+                run, folder, ring, task, steps, lr=settings.lr, warmup=0, schedule="linear", optimiser=optimiser,
+                seed=settings.seed, track=[], watch=lambda step, means: None,
+            )  # fmt: skip
+
+    run.once("player", make)
+    return losses
+
+
+def scored(ring: Ring, opponent: Player, rows: Sequence[Played], tokens: int, path: Path) -> Rows[Pair]:
+    """log p of every real and synthetic answer under the opponent, written and mapped as the score phase does it."""
+    model = ring.seat(opponent)
+    answers = [(row.prompt_ids, ids) for row in rows for ids in (row.real_ids, *row.synthetic_ids)]
+    values = iter(score(model, ring.base, answers, tokens))
+    pairs = [
+        Pair(
+            row.key, row.prompt_ids, row.real_ids, row.synthetic_ids, next(values),
+            [next(values) for _ in row.synthetic_ids], 0,
+        )
+        for row in rows
+    ]  # fmt: skip
+    write_rows(path, pairs, Pair)
+    return Rows([path], Pair)
+
+
+# ---------------------------------------------------------------- the least work there is
+
+
+def _learn_flops(ring: Ring, rows: Sequence[Played]) -> int:
+    """Of scoring and learning when every prompt is passed once and the head sees answers only."""
+    flops = Flops.of(ring.model)
+    total = 0
+    for row in rows:
+        answers = [row.real_ids, *row.synthetic_ids]
+        lengths = [len(row.prompt_ids) + len(ids) for ids in answers]
+        again = [len(row.prompt_ids)] * (len(answers) - 1)
+        answered = sum(map(len, answers))
+        for pass_ in (flops.forward, flops.training):
+            total += pass_(lengths, answered) - pass_(again, 0)
+    return total
+
+
+def _play_flops(ring: Ring, rows: Sequence[Played]) -> int:
+    """Of decoding every answer with the base's own matrices, each prompt passed once."""
+    asked = [(len(row.prompt_ids), len(ids)) for row in rows for ids in row.synthetic_ids]
+    return Flops.of(ring.base.model).decoding([p for p, _ in asked], [s for _, s in asked])
