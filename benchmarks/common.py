@@ -115,6 +115,7 @@ def summary(settings: Settings, rounds: list[dict[str, Result]], ordered: Result
         "memory_vs_a": statistics.median(memory["a"]),
         "memory_vs_b": statistics.median(memory["b"]),
         "loss_gap": max(gaps) if first["ours"]["losses"] else None,
+        **_learning(rounds, clock),
         "vs_a_range": [min(time["a"]), max(time["a"])],
         "vs_b_range": [min(time["b"]), max(time["b"])],
         "losses": {who: result["losses"] for who, result in first.items()},
@@ -125,6 +126,17 @@ def summary(settings: Settings, rounds: list[dict[str, Result]], ordered: Result
         "matmul_gflop_per_cpu_second": statistics.median(turn["ours"]["rate"]["cpu"] for turn in rounds) / 1e9,
         "share_of_matmul_rate": statistics.median(reached),
         "settings": {**asdict(settings), "repeats": len(rounds), "device": device, "versions": _versions()},
+    }
+
+
+def _learning(rounds: list[dict[str, Result]], clock: str) -> Result:
+    """The learning step alone, with all log-probs of opponent or reference given to those that can take them."""
+    if "learn" not in rounds[0]["ours"]["parts"]:
+        return {}
+    ours, a, b = ([turn[who]["parts"]["learn"][clock] for turn in rounds] for who in ("ours", "a", "b"))
+    return {
+        "learning_vs_a": statistics.median(x / y for x, y in zip(a, ours, strict=True)),
+        "learning_vs_b": statistics.median(x / y for x, y in zip(b, ours, strict=True)),
     }
 
 
@@ -174,6 +186,11 @@ def table(found: Result) -> list[str]:
         lines.append(
             f"ours against {who.upper()}: {found[f'vs_{who}']:.2f} times as fast in {clock} seconds "
             f"({low:.2f} to {high:.2f}), {found[f'memory_vs_{who}']:.2f} of its memory over the weights"
+        )
+    if "learning_vs_a" in found:
+        lines.append(
+            f"the lines of learning alone (ours and B's with log-probs given, A's with its reference in every step): "
+            f"{found['learning_vs_a']:.2f} and {found['learning_vs_b']:.2f} times as fast"
         )
     if found["loss_gap"] is not None:
         curve = found["losses"]["ours"]

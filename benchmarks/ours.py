@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,15 +16,17 @@ from benchmarks.material import END, own_memory, pair_tokens, rows_in_order
 from benchmarks.meter import Meter, matmul_rate, warm_up
 from benchmarks.settings import Settings
 from sparring.config import GenerationConfig, MethodConfig, ModelConfig, OptimiserConfig, SelfPlayConfig
+from sparring.data.collate import packed_tokens
 from sparring.data.pairs import Pair, Played, Rows, write_rows
 from sparring.generation import local
 from sparring.generation.sampling import stream_keys, uniforms
 from sparring.models.base import load_base, load_renderer
 from sparring.models.flops import Flops
+from sparring.models.memory import choose_budget
 from sparring.models.players import Player, Ring
 from sparring.models.scoring import score
 from sparring.run import Run
-from sparring.tasks import PairTask
+from sparring.tasks import PairTask, pair_rows
 from sparring.trainer import fit
 
 
@@ -59,10 +60,8 @@ def play(ring: Ring, start: Player, rows: Sequence[Played], settings: Settings, 
     asked = [(row, number) for row in rows for number in range(len(row.synthetic_ids))]
     keys = stream_keys(settings.seed, 0, [row.key for row, _ in asked], [number for _, number in asked])
     lengths = np.array([len(row.synthetic_ids[number]) for row, number in asked])
-    # A player is seated merged where that is known, as the play phase does it.
-    merged = {"merged": True} if "merged" in inspect.signature(ring.seat).parameters else {}
     with ending_at(keys, lengths), meter.part("play"):
-        model = ring.seat(start, **merged)
+        model = ring.seat(start, merged=True)
         generator = local.LocalGenerator(model, ring.base, GenerationConfig())
         answers = generator([row.prompt_ids for row, _ in asked], keys, int(lengths.max()))
     given = [len(answer.ids) for answer in answers]
@@ -78,21 +77,18 @@ def ending_at(keys: Any, lengths: Any) -> Iterator[None]:
     A row is known by its random number, whatever its place in the batch: the one drawn for its last token.
     """
     last = np.array([uniforms(keys[i : i + 1], length - 1)[0] for i, length in enumerate(lengths.tolist())])
-    name = "draw" if "draw" in vars(local) else "choose"  # draw gives (tokens, log-probs), choose the tokens alone
-    plain = getattr(local, name)
+    plain = local.draw
 
-    def forced(logits_BV: Tensor, u_B: Any, *more: Any) -> Any:
-        given = plain(logits_BV, u_B, *more)
-        chosen_B, *rest = given if isinstance(given, tuple) else (given,)
+    def forced(logits_BV: Tensor, u_B: Any, *more: Any) -> tuple[Tensor, Tensor]:
+        chosen_B, logprob_B = plain(logits_BV, u_B, *more)
         due_B = torch.from_numpy(np.isin(u_B, last)).to(chosen_B.device)
-        forced_B = torch.where(due_B, END, torch.where(chosen_B == END, END + 2, chosen_B))
-        return (forced_B, *rest) if rest else forced_B
+        return torch.where(due_B, END, torch.where(chosen_B == END, END + 2, chosen_B)), logprob_B
 
-    setattr(local, name, forced)
+    local.draw = forced
     try:
         yield
     finally:
-        setattr(local, name, plain)
+        local.draw = plain
 
 
 # ---------------------------------------------------------------- learn
@@ -105,35 +101,47 @@ def learn(run: Run, ring: Ring, start: Player, rows: Sequence[Played], settings:
     order = list(range(len(rows)))
     steps = [order[first : first + settings.step] for first in range(0, len(rows), settings.step)]
     optimiser = OptimiserConfig()
+    caught = caught_while_playing(ring, start, rows, optimiser.micro_batch_tokens)
 
     def make(folder: Path) -> None:
         with meter.part("score"):
-            pairs = scored(ring, start, rows, optimiser.micro_batch_tokens, folder / "pairs.arrow")
+            pairs = scored(ring, start, rows, caught, optimiser.micro_batch_tokens, folder / "pairs.arrow")
         with meter.part("learn"):
             ring.challenge(start, settings.seed)
+            longest = max((pair_rows(pair) for pair in pairs), key=packed_tokens)
+            budget = choose_budget(ring.model, ring.base, longest, optimiser.micro_batch_tokens, None)
             config = SelfPlayConfig(beta=settings.beta, anchor=0.0)
-            task = PairTask(ring.base, pairs, config, 0, optimiser.micro_batch_tokens)
+            task = PairTask(ring.base, pairs, config, 0, budget.tokens)
             fit(
                 run, folder, ring, task, steps, lr=settings.lr, warmup=0, schedule="linear", optimiser=optimiser,
-                seed=settings.seed, track=[], watch=lambda step, means: None,
+                seed=settings.seed, track=[], watch=lambda step, means: None, checkpointing=budget.checkpointing,
             )  # fmt: skip
 
     run.once("player", make)
     return losses
 
 
-def scored(ring: Ring, opponent: Player, rows: Sequence[Played], tokens: int, path: Path) -> Rows[Pair]:
-    """log p of every real and synthetic answer under the opponent, written and mapped as the score phase does it."""
+def caught_while_playing(ring: Ring, opponent: Player, rows: Sequence[Played], tokens: int) -> list[list[float]] | None:
+    """What the play phase hands to the score phase in fp32: the synthetic answers' log-probs. Not timed here."""
+    if ring.base.dtype != torch.float32:
+        return None
     model = ring.seat(opponent)
-    answers = [(row.prompt_ids, ids) for row in rows for ids in (row.real_ids, *row.synthetic_ids)]
-    values = iter(score(model, ring.base, answers, tokens))
-    pairs = [
-        Pair(
-            row.key, row.prompt_ids, row.real_ids, row.synthetic_ids, next(values),
-            [next(values) for _ in row.synthetic_ids], 0,
-        )
-        for row in rows
-    ]  # fmt: skip
+    values = iter(score(model, ring.base, [(row.prompt_ids, ids) for row in rows for ids in row.synthetic_ids], tokens))
+    return [[next(values) for _ in row.synthetic_ids] for row in rows]
+
+
+def scored(
+    ring: Ring, opponent: Player, rows: Sequence[Played], caught: list[list[float]] | None, tokens: int, path: Path
+) -> Rows[Pair]:
+    """log p of every answer that is not known yet under the opponent, written and mapped as the score phase does it."""
+    model = ring.seat(opponent)
+    asked = [(row.prompt_ids, ids) for row in rows for ids in (row.real_ids, *([] if caught else row.synthetic_ids))]
+    values = iter(score(model, ring.base, asked, tokens))
+    pairs = []
+    for number, row in enumerate(rows):
+        real = next(values)
+        synthetic = caught[number] if caught else [next(values) for _ in row.synthetic_ids]
+        pairs.append(Pair(row.key, row.prompt_ids, row.real_ids, row.synthetic_ids, real, synthetic, 0))
     write_rows(path, pairs, Pair)
     return Rows([path], Pair)
 
@@ -142,7 +150,7 @@ def scored(ring: Ring, opponent: Player, rows: Sequence[Played], tokens: int, pa
 
 
 def _learn_flops(ring: Ring, rows: Sequence[Played]) -> int:
-    """Of scoring and learning when every prompt is passed once and the head sees answers only."""
+    """Of scoring what is not known and learning, when every prompt is passed once and the head sees answers only."""
     flops = Flops.of(ring.model)
     total = 0
     for row in rows:
@@ -150,8 +158,10 @@ def _learn_flops(ring: Ring, rows: Sequence[Played]) -> int:
         lengths = [len(row.prompt_ids) + len(ids) for ids in answers]
         again = [len(row.prompt_ids)] * (len(answers) - 1)
         answered = sum(map(len, answers))
-        for pass_ in (flops.forward, flops.training):
-            total += pass_(lengths, answered) - pass_(again, 0)
+        total += flops.training(lengths, answered) - flops.training(again, 0)
+        known = ring.base.dtype == torch.float32
+        total += flops.forward(lengths[:1], len(row.real_ids)) if known else flops.forward(lengths, answered)
+        total -= 0 if known else flops.forward(again, 0)
     return total
 
 

@@ -7,6 +7,9 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from sparring.config import ModelConfig
+from sparring.models.base import choose_device
+
 MODELS = ("micro", "tiny", "135m", "0.5b")
 
 
@@ -57,7 +60,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     add("--spread", type=float, default=0.0, help="sigma of log-normal lengths, say 0.6 (default 0: equal lengths)")
     add("--pairs", type=int, default=16, help="pairs, or prompts (default 16)")
     add("--model", choices=MODELS, default="tiny", help="random weights in a known shape (default tiny)")
-    add("--dtype", choices=("fp32", "bf16"), default="fp32", help="see above (default fp32)")
+    add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="see above (default auto, as for a run)")
     add("--step", type=int, default=8, help="pairs per optimiser step (default 8, TRL's)")
     add("--batch", type=int, default=32, help="rows per generate of the rivals (default 32)")
     add("--lr", type=float, default=5e-4, help="learning rate: large, so that the loss curves say something")
@@ -72,7 +75,11 @@ def parser(doc: str) -> argparse.ArgumentParser:
 def settings_of(work: str, options: argparse.Namespace) -> Settings:
     """The settings among the parsed options."""
     known = {field.name for field in fields(Settings)}
-    return Settings(work=work, **{key: value for key, value in vars(options).items() if key in known})
+    given = {key: value for key, value in vars(options).items() if key in known}
+    if given["dtype"] == "auto":
+        given["dtype"] = str(choose_device(ModelConfig())[1]).replace("torch.", "").replace("float32", "fp32")
+        given["dtype"] = given["dtype"].replace("bfloat16", "bf16")
+    return Settings(work=work, **given)
 
 
 def _lengths(text: str) -> tuple[int, int, int]:

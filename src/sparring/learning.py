@@ -142,8 +142,9 @@ def _chosen_budget(session: Session, path: Path, longest: list[Row]) -> Budget:
     budget = choose_budget(session.ring.model, base, longest, optimiser.micro_batch_tokens, wanted)
     if not budget.enough:
         session.run.warn(
-            f"the longest example ({computed_tokens(base, longest)} tokens) needs about {budget.peak_bytes / 2**20:,.0f} MiB to be trained "
-            f"on, but {budget.free_bytes / 2**20:,.0f} are free; if memory runs out, lower data.max_length"
+            f"the longest example ({computed_tokens(base, longest)} tokens) needs about "
+            f"{budget.peak_bytes / 2**20:,.0f} MiB to be trained on, but {budget.free_bytes / 2**20:,.0f} are free; "
+            "if memory runs out, lower data.max_length"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps({"asked": asked, "budget": asdict(budget)}))

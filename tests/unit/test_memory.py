@@ -26,6 +26,7 @@ from sparring.preparing import prepare_data
 from sparring.tasks import PairTask
 
 LAYOUTS = pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+SHORT: list[Row] = [([5] * 64, [7] * 64)]
 WITHOUT_WINDOWS = ("llama", "qwen3", "gpt2", "gpt_neox")  # a window makes a mask for each row: quadratic in its length
 
 
@@ -61,7 +62,7 @@ def really_kept(ring: Ring, rows: list[Row]) -> int:
 def test_what_is_kept_is_proportional_to_the_tokens(name: str, packed: bool) -> None:
     """Longer pairs, more pairs and more answers: the measured bytes per token foretell them all."""
     ring = challenger(name, packed)
-    each = token_bytes(ring.model, ring.base)
+    each = token_bytes(ring.model, ring.base, SHORT)
     for prompt, answer, pairs in ((10, 10, 1), (40, 60, 1), (90, 30, 1), (30, 30, 12)):
         rows = [([5 + number] * prompt, [7] * answer) for number in range(pairs)]
         tokens = packed_tokens(rows)
@@ -78,7 +79,7 @@ def test_a_shared_prompt_is_kept_once() -> None:
 def test_measuring_leaves_nothing_behind(name: str) -> None:
     ring = challenger(name)
     before = {key: value.clone() for key, value in ring.model.state_dict().items()}
-    assert token_bytes(ring.model, ring.base) == token_bytes(ring.model, ring.base)
+    assert token_bytes(ring.model, ring.base, SHORT) == token_bytes(ring.model, ring.base, SHORT)
     assert all(torch.equal(value, before[key]) for key, value in ring.model.state_dict().items())
     assert all(parameter.grad is None for parameter in ring.model.parameters())
 
@@ -86,16 +87,16 @@ def test_measuring_leaves_nothing_behind(name: str) -> None:
 def test_dropout_keeps_more() -> None:
     """Every adapter then keeps an input of its own."""
     bare = challenger("llama")
-    kept = token_bytes(bare.model, bare.base)
+    kept = token_bytes(bare.model, bare.base, SHORT)
     ring = ring_of(base_of("llama"))
     ring.challenge(Player.untrained(ring.base), 0, 0.1)
-    assert token_bytes(ring.model, ring.base) > 1.2 * kept
+    assert token_bytes(ring.model, ring.base, SHORT) > 1.2 * kept
 
 
 def test_a_step_stays_flat_in_the_number_of_pairs(tmp_path: Path) -> None:
     """Micro-batches of four, forty and four hundred pairs keep no more than the budget foretells."""
     ring = challenger("llama")
-    each = token_bytes(ring.model, ring.base)
+    each = token_bytes(ring.model, ring.base, SHORT)
     rows = random_rows(ring.base.vocabulary, 5, 400, prompt=20, answer=12)
     pairs = [Pair(i, prompt, answer, [answer[::-1]], -9.0, [-9.5], 0) for i, (prompt, answer) in enumerate(rows)]
     write_rows(tmp_path / "pairs.arrow", pairs, Pair)
@@ -114,12 +115,17 @@ def test_a_step_stays_flat_in_the_number_of_pairs(tmp_path: Path) -> None:
 
 
 def budget_of(ring: Ring, longest: int = 100, most: int = 8192, checkpointing: bool | None = None) -> Budget:
-    return choose_budget(ring.model, ring.base, longest, most, checkpointing)
+    return choose_budget(ring.model, ring.base, pair_of(longest), most, checkpointing)
+
+
+def pair_of(tokens: int) -> list[Row]:
+    """A prompt and an answer that take so many tokens together."""
+    return [([5] * (tokens // 2), [7] * (tokens - tokens // 2 + 1))]
 
 
 def test_less_memory_gives_smaller_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     ring = challenger("llama")
-    each = token_bytes(ring.model, ring.base)
+    each = token_bytes(ring.model, ring.base, pair_of(100))
     found = []
     for tokens in (5000, 500, 50):
         monkeypatch.setattr(memory, "CPU_BYTES", tokens * each)
@@ -134,6 +140,19 @@ def test_less_memory_gives_smaller_micro_batches(monkeypatch: pytest.MonkeyPatch
     assert budget_of(ring).tokens == 1
 
 
+def test_the_longest_pair_itself_is_measured_if_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that share a long prompt make attention keep it again for each: a short pair does not show that."""
+    ring = challenger("llama")
+    rows: list[Row] = [([5] * 60, [7, 8, 9 + number]) for number in range(8)]
+    short, own = token_bytes(ring.model, ring.base, SHORT), token_bytes(ring.model, ring.base, rows)
+    assert own > 1.2 * short
+    assert choose_budget(ring.model, ring.base, rows, 8192, None).token_bytes == own
+    monkeypatch.setattr(memory, "free_memory", lambda device: packed_tokens(rows) * short)
+    assert choose_budget(ring.model, ring.base, rows, 8192, False).token_bytes == short, (
+        "not tried where it may not fit"
+    )
+
+
 def test_never_more_than_was_asked_for() -> None:
     ring = challenger("llama")
     assert budget_of(ring, most=8192).tokens == 8192
@@ -142,7 +161,7 @@ def test_never_more_than_was_asked_for() -> None:
 
 def test_little_memory_turns_checkpointing_on_unless_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ring = challenger("llama")
-    each = token_bytes(ring.model, ring.base)
+    each = token_bytes(ring.model, ring.base, SHORT)
     monkeypatch.setattr(memory, "free_memory", lambda device: 100 * each)
     assert not budget_of(ring, longest=84).checkpointing
     tight = budget_of(ring, longest=86)
@@ -187,13 +206,13 @@ def test_a_resumed_phase_keeps_its_budget(tmp_path: Path, monkeypatch: pytest.Mo
         base = opened.ring.base
         opened.ring.challenge(Player.untrained(base), 0)
         folder = tmp_path / "phase"
-        first = _budget(opened, folder, 30)
+        first = _budget(opened, folder, pair_of(30))
         assert first.tokens == 512
         assert json.loads((folder / "checkpoints" / "budget.json").read_text())["budget"] == dataclasses.asdict(first)
         monkeypatch.setattr(memory, "CPU_BYTES", 1000)
         monkeypatch.setattr(memory, "free_memory", lambda device: 2**30)
-        assert _budget(opened, folder, 30) == first
-        assert _budget(opened, tmp_path / "another", 30).tokens < 10
+        assert _budget(opened, folder, pair_of(30)) == first
+        assert _budget(opened, tmp_path / "another", pair_of(30)).tokens < 10
 
 
 def killed_in_sft(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +251,7 @@ def test_a_killed_run_goes_on_with_the_memory_it_began_with(tmp_path: Path, monk
 
 def test_too_little_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda device: 2**20)
-    monkeypatch.setattr(memory, "token_bytes", lambda model, base: 2**20)
+    monkeypatch.setattr(memory, "token_bytes", lambda model, base, rows: 2**20)
     with session(tmp_path, "optimiser.gradient_checkpointing=false") as opened:
         made = opened.once("sft", fine_tune, opened.once("data", prepare_data))
     said = [event["text"] for event in phase_events(made.folder) if event["event"] == "warning"]
