@@ -6,8 +6,8 @@
 What is timed: one epoch of optimiser steps, and all that the loss needs to know about the reference. A computes the
 reference in every step, B in one pass before, ours in one pass before (the line "scoring the opponent": in fp32 of the
 real answers only, since the synthetic ones' log-probs are caught while playing; what that costs is in benchmarks.play).
-The line "learning" is ours with the opponent's log-probs given. Imports, loading, data preparation and a small warm-up are
-not timed. Same token ids, order, steps, optimiser, learning rate; nothing is truncated (TRL's max_length is off).
+The line "learning" is ours with the opponent's log-probs given. Imports, loading, data preparation and a small warm-up
+are not timed. Same token ids, order, steps, optimiser, learning rate; nothing is truncated (TRL's max_length is off).
 
 --dtype fp32  all compute in fp32: A and B with bf16=False, everything else as TRL has it (A) or tuned (B).
               On a CPU without bf16 instructions TRL's own bf16 would be slow through no fault of its.

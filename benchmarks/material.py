@@ -92,7 +92,7 @@ def random_rows(settings: Settings, vocabulary: int) -> list[Played]:
     return [
         Played(
             key, ids(prompt, False), ids(real, True), [ids(synthetic, True) for _ in range(settings.samples)],
-            ["end"] * settings.samples,
+            ["end"] * settings.samples, [0.0] * settings.samples,
         )
         for key in range(settings.pairs)
     ]  # fmt: skip
