@@ -52,7 +52,7 @@ class SFTTask:
         scores = answer_logprobs(model, self.base, rows)
         nll = -scores.logprob_A.sum()
         total = float(scores.tokens_A.sum())
-        return nll, {"nll": (nll.item(), total), "tokens": (float(computed_tokens(self.base, rows)), 1.0)}
+        return nll, {"nll": (nll.item(), total), "tokens": (float(sum(len(p) + len(a) - 1 for p, a in rows)), 1.0)}
 
     def inspect(self, step: int, means: dict[str, float]) -> None:
         """Nothing can be wrong here that the trainer does not see."""
@@ -64,8 +64,9 @@ class PairTask:
     def __init__(
         self, base: Base, pairs: Rows[Pair], config: SelfPlayConfig, iteration: int, tokens: int, noise: float = 0.0
     ) -> None:
+        """noise: rounding noise of the opponent's log-probs, in nats per square root of a token, as measured."""
         self.base, self.pairs, self.config, self.tokens = base, pairs, config, tokens
-        self.allowed = NOISE[base.dtype] + 5 * noise
+        self.noise, self.allowed = noise, NOISE[base.dtype] + 5 * noise
         self.beta, self.anchor = at(config.beta, iteration), at(config.anchor, iteration)
 
     def _pairs(self, items: list[int]) -> list[Pair]:
@@ -82,8 +83,8 @@ class PairTask:
     def loss(self, model: Any, items: list[int]) -> tuple[Tensor, Sums]:
         """Summed loss over prompts: mean of l over the K synthetic answers, plus anchor times token NLL."""
         pairs = self._pairs(items)
-        rows = [row for pair in pairs for row in pair_rows(pair)]
-        scores = answer_logprobs(model, self.base, rows)
+        rows_of = [pair_rows(pair) for pair in pairs]
+        scores = answer_logprobs(model, self.base, [row for rows in rows_of for row in rows])
         player_BR = scores.logprob_A.view(len(pairs), -1)
         tokens_BR = scores.tokens_A.view(len(pairs), -1)
         opponent_BR = torch.tensor(
@@ -97,7 +98,8 @@ class PairTask:
         anchor_B = nll_per_token(player_BR[:, 0], tokens_BR[:, 0])
         loss_B = pairwise(m_BK, self.config.loss) + self.anchor * anchor_B
         metrics = self._metrics(player_BR.detach(), shift_BR, tokens_BR, m_BK.detach(), float(len(pairs)))
-        return loss_B.sum(), metrics | {"tokens": (float(computed_tokens(self.base, rows)), 1.0)}
+        tokens = sum(computed_tokens(self.base, rows) for rows in rows_of)
+        return loss_B.sum(), metrics | {"tokens": (float(tokens), 1.0)}
 
     def _margin(self, player_BR: Tensor, opponent_BR: Tensor) -> Tensor:
         return margin(player_BR[:, 0], player_BR[:, 1:], opponent_BR[:, 0], opponent_BR[:, 1:], self.beta)
@@ -108,7 +110,7 @@ class PairTask:
         return {
             "spin_loss": (pairwise(m_BK, self.config.loss).sum().item(), count),
             "margin": (m_BK.sum().item(), answers),
-            "accuracy": (accuracy(m_BK).sum().item(), count),
+            "accuracy": (accuracy(m_BK, self._tie(tokens_BR)).sum().item(), count),
             "real_shift": (shift_BR[:, 0].sum().item(), count),
             "synthetic_shift": (shift_BR[:, 1:].sum().item(), answers),
             "real_shift_per_token": (shift_BR[:, 0].sum().item(), real),
@@ -117,6 +119,11 @@ class PairTask:
             "nll": (-player_BR[:, 0].sum().item(), real),
             "noise": ((shift_BR.square() / tokens_BR).sum().item(), float(shift_BR.numel())),
         }
+
+    def _tie(self, tokens_BR: Tensor) -> Tensor:
+        """What rounding makes of a margin of 0: five times the measured noise of the log-probs, [B, K]."""
+        one_BR = tokens_BR.double().rsqrt() if self.config.reduction == "mean" else tokens_BR.double().sqrt()
+        return 5 * self.noise * self.beta * (one_BR[:, :1].square() + one_BR[:, 1:].square()).sqrt()
 
     def inspect(self, step: int, means: dict[str, float]) -> None:
         """Law 1: at the first step of an iteration the player is the opponent, so every margin is 0."""

@@ -71,6 +71,9 @@ def at_zero(loss: str) -> float:
     return float(LOSSES[loss](torch.zeros((), dtype=torch.float64)))
 
 
-def accuracy(m_BK: Tensor) -> Tensor:
-    """Share of synthetic answers that the margin puts below the real one; a tie counts 1/2; shape [B]."""
-    return ((m_BK > 0).double() + 0.5 * (m_BK == 0).double()).mean(dim=-1)
+def accuracy(m_BK: Tensor, tie_BK: Tensor | float = 0.0) -> Tensor:
+    """Share of synthetic answers that the margin puts below the real one; a tie counts 1/2; shape [B].
+
+    tie_BK  how far from 0 a margin may be by rounding alone
+    """
+    return ((m_BK > tie_BK).double() + 0.5 * (m_BK.abs() <= tie_BK).double()).mean(dim=-1)
