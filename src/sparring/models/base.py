@@ -57,7 +57,7 @@ class Base:
 
     @property
     def pad_id(self) -> int:
-        """The token written behind short rows; the attention mask hides it."""
+        """The token written behind short rows, where causal attention never looks."""
         tokenizer = self.renderer.tokenizer
         pad = tokenizer.pad_token_id
         return int(tokenizer.eos_token_id if pad is None else pad)

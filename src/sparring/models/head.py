@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-# At most this many fp32 logits at once: 64 MiB, on CUDA 256 MiB.
-TILE = {"cpu": 2**24, "cuda": 2**26}
+# At most this many fp32 logits at once: 32 MiB, on CUDA 256 MiB.
+TILE = {"cpu": 2**23, "cuda": 2**26}
 
 
 @dataclass(frozen=True, slots=True)

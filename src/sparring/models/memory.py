@@ -20,7 +20,7 @@ from sparring.models.base import Base
 from sparring.models.scoring import answer_logprobs, computed_tokens
 
 # What a micro-batch may keep on a CPU: more does not make it faster, since matrices are large enough long before.
-CPU_BYTES = 256 * 2**20
+CPU_BYTES = 128 * 2**20
 CUDA_SHARE = 0.6  # of the free memory
 RESERVE = 0.85  # of the free memory, before gradient checkpointing is turned on
 SHORT = 64  # tokens of the first pair that is measured, and of its answer

@@ -19,6 +19,10 @@ from sparring.models.base import Base
 from sparring.models.forward import token_logprobs, token_surprises
 
 
+# Tokens scored at once on a CPU: more does not make it faster, and takes memory.
+CPU_TOKENS = 2048
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """What a forward pass says about A answers: sums of token log-probs in nats (fp64), and token counts."""
@@ -55,6 +59,7 @@ def computed_tokens(base: Base, rows: Sequence[Row]) -> int:
 def score(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> list[float]:
     """Summed log-prob of each row's answer in nats, in the order given, under the seated player."""
     result = [0.0] * len(rows)
+    tokens = min(tokens, CPU_TOKENS) if base.device.type == "cpu" else tokens
     for chunk in _chunks(_neighbours(rows), 1024):
         items = list(range(len(chunk)))
         for chosen in split_rows(items, [[rows[i] for i in item] for item in chunk], base, tokens):
