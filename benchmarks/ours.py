@@ -101,11 +101,13 @@ def learn(run: Run, ring: Ring, start: Player, rows: Sequence[Played], settings:
     order = list(range(len(rows)))
     steps = [order[first : first + settings.step] for first in range(0, len(rows), settings.step)]
     optimiser = OptimiserConfig()
-    caught = caught_while_playing(ring, start, rows, optimiser.micro_batch_tokens)
 
     def make(folder: Path) -> None:
         with meter.part("score"):
-            pairs = scored(ring, start, rows, caught, optimiser.micro_batch_tokens, folder / "pairs.arrow")
+            known = scored(ring, start, rows, optimiser.micro_batch_tokens)
+        caught = known if known[0][1:] else caught_while_playing(ring, rows, known, optimiser.micro_batch_tokens)
+        with meter.part("score"):
+            pairs = written(rows, caught, folder / "pairs.arrow")
         with meter.part("learn"):
             ring.challenge(start, settings.seed)
             longest = max((pair_rows(pair) for pair in pairs), key=packed_tokens)
@@ -121,27 +123,29 @@ def learn(run: Run, ring: Ring, start: Player, rows: Sequence[Played], settings:
     return losses
 
 
-def caught_while_playing(ring: Ring, opponent: Player, rows: Sequence[Played], tokens: int) -> list[list[float]] | None:
-    """What the play phase hands to the score phase in fp32: the synthetic answers' log-probs. Not timed here."""
-    if ring.base.dtype != torch.float32:
-        return None
-    model = ring.seat(opponent)
-    values = iter(score(model, ring.base, [(row.prompt_ids, ids) for row in rows for ids in row.synthetic_ids], tokens))
-    return [[next(values) for _ in row.synthetic_ids] for row in rows]
-
-
-def scored(
-    ring: Ring, opponent: Player, rows: Sequence[Played], caught: list[list[float]] | None, tokens: int, path: Path
-) -> Rows[Pair]:
-    """log p of every answer that is not known yet under the opponent, written and mapped as the score phase does it."""
-    model = ring.seat(opponent)
+def scored(ring: Ring, opponent: Player, rows: Sequence[Played], tokens: int) -> list[list[float]]:
+    """log p under the opponent of each row's real answer; in bf16 of its synthetic ones too, as a run does it."""
+    model, caught = ring.seat(opponent), ring.base.dtype == torch.float32
     asked = [(row.prompt_ids, ids) for row in rows for ids in (row.real_ids, *([] if caught else row.synthetic_ids))]
     values = iter(score(model, ring.base, asked, tokens))
-    pairs = []
-    for number, row in enumerate(rows):
-        real = next(values)
-        synthetic = caught[number] if caught else [next(values) for _ in row.synthetic_ids]
-        pairs.append(Pair(row.key, row.prompt_ids, row.real_ids, row.synthetic_ids, real, synthetic, 0))
+    return [[next(values) for _ in range(1 if caught else 1 + len(row.synthetic_ids))] for row in rows]
+
+
+def caught_while_playing(
+    ring: Ring, rows: Sequence[Played], known: list[list[float]], tokens: int
+) -> list[list[float]]:
+    """`known` with what the play phase hands over in fp32: the synthetic answers' log-probs. Not timed."""
+    asked = [(row.prompt_ids, ids) for row in rows for ids in row.synthetic_ids]
+    values = iter(score(ring.model, ring.base, asked, tokens))
+    return [[*real, *(next(values) for _ in row.synthetic_ids)] for real, row in zip(known, rows, strict=True)]
+
+
+def written(rows: Sequence[Played], known: list[list[float]], path: Path) -> Rows[Pair]:
+    """The scored pairs, written and mapped as the score phase does it."""
+    pairs = [
+        Pair(row.key, row.prompt_ids, row.real_ids, row.synthetic_ids, real, synthetic, 0)
+        for row, (real, *synthetic) in zip(rows, known, strict=True)
+    ]
     write_rows(path, pairs, Pair)
     return Rows([path], Pair)
 

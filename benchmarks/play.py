@@ -7,7 +7,7 @@ prompts by length and merges the adapter first. A random model would not end its
 imposed, alike on all: S tokens, or log-normal with --spread. R is not used. What is timed: all answers, merging
 included; imports, loading and a small warm-up are not. Useful tokens are those of the answers up to their end.
 
---dtype fp32  all in fp32.  --dtype bf16  A with fp32 weights as TRL keeps them, B and ours with bf16 weights.
+--dtype fp32  all in fp32.  --dtype bf16  A all in fp32, as TRL keeps its weights, B and ours in bf16.
 """
 
 from __future__ import annotations

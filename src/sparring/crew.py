@@ -27,6 +27,7 @@ PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 # Longer than any phase: the others may wait for the writer. Deaths are noticed by the watch, not by this.
 PATIENCE = timedelta(days=7)
 _turns = count()
+_stores: list[Any] = []  # of this process: one, once the processes have met
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def muster() -> Iterator[Crew]:
 
     Raises InputError if WORLD_SIZE speaks of several processes, but nothing says where they meet.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _number("WORLD_SIZE", "1")
     if size == 1:
         yield Crew()
         return
@@ -109,7 +110,12 @@ def muster() -> Iterator[Crew]:
             f"WORLD_SIZE is {size}, but {missing[0]} is not set; start several processes with "
             "torchrun --nproc-per-node N -m sparring run ..., or unset WORLD_SIZE for one"
         )
-    rank, store = int(os.environ["RANK"]), _store()
+    rank = _number("RANK", "0")
+    if not 0 <= rank < size:
+        raise InputError(
+            f"RANK is {rank}, but WORLD_SIZE is {size}; start several processes with torchrun, or unset both"
+        )
+    store = _store()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(
         backend,
@@ -134,9 +140,15 @@ def muster() -> Iterator[Crew]:
 @cache
 def speaks() -> bool:
     """Whether this is the first of the processes to ask: one of them says what all have to say."""
-    if not _launcher_keeps_store() and not _store.cache_info().currsize:
-        return os.environ.get("RANK", "0") == "0"  # the processes have not met
-    return int(_store().add("spoken", 1)) == 1
+    if not os.environ.get("MASTER_ADDR") or not os.environ.get("MASTER_PORT"):
+        return True  # there are no others
+    if not _launcher_keeps_store() and not _stores:
+        rank = os.environ.get("RANK", "0")
+        return rank == "0" or not rank.isdigit() or int(rank) >= int(os.environ["WORLD_SIZE"])  # they have not met
+    try:
+        return int(_store(5).add("spoken", 1)) == 1
+    except (RuntimeError, ValueError):  # nobody is there: the variables are left from another job
+        return True
 
 
 @contextmanager
@@ -163,8 +175,16 @@ def _launcher_keeps_store() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-@cache
-def _store() -> Any:
-    """A client of the store at which the processes meet; a restart by the launcher begins with fresh keys."""
-    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
-    return dist.PrefixStore(f"sparring/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+def _number(name: str, default: str) -> int:
+    text = os.environ.get(name) or default
+    if not text.isdigit():
+        raise InputError(f"{name} is {text!r}, which is no number of processes; start them with torchrun, or unset it")
+    return int(text)
+
+
+def _store(seconds: int = 600) -> Any:
+    """The store at which the processes meet, waited for so long; a restart by the launcher begins with fresh keys."""
+    if not _stores:
+        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        _stores.append(dist.PrefixStore(f"sparring/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store))
+    return _stores[0]

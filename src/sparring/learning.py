@@ -137,7 +137,7 @@ def _chosen_budget(session: Session, path: Path, longest: list[Row]) -> Budget:
     asked = [optimiser.micro_batch_tokens, optimiser.gradient_checkpointing]
     kept = read_json(path) if path.exists() else {}
     if kept.get("asked") == asked:
-        return Budget(**kept["budget"])
+        return Budget(**kept["budget"])  # though memory may be scarcer now: other sums would end in other bytes
     wanted = None if optimiser.gradient_checkpointing == "auto" else optimiser.gradient_checkpointing
     budget = choose_budget(session.ring.model, base, longest, optimiser.micro_batch_tokens, wanted)
     if not budget.enough:

@@ -180,8 +180,14 @@ def _estimate(config: Config, base: Base, train: list[Prompt], held_out: list[Pr
     mean = sum(len(p.prompt_ids) + len(p.real_ids) for p in train) / len(train)
     learn = _seconds_per_token(ring, config, train, backward=True)
     look = _seconds_per_token(ring, config, train, backward=False)
-    decode = _seconds_per_answer(ring, config, train)
     rows = 1 + play.samples
+    long = max(train, key=lambda p: len(p.prompt_ids) + rows * len(p.real_ids))
+    longest = [(long.prompt_ids, long.real_ids)] * rows
+    asked = config.optimiser.gradient_checkpointing
+    budget = choose_budget(
+        ring.model, base, longest, config.optimiser.micro_batch_tokens, None if asked == "auto" else asked
+    )
+    decode = _seconds_per_answer(ring, config, train)  # seats a player that trains nothing
     pair = rows * mean
     if base.layout.packed:
         pair -= play.samples * sum(len(p.prompt_ids) for p in train) / len(train)
@@ -195,12 +201,6 @@ def _estimate(config: Config, base: Base, train: list[Prompt], held_out: list[Pr
         "judge": judged * (decode + 3 * mean * look),
     }
     base_bytes = sum(p.numel() * p.element_size() for p in base.model.parameters())
-    long = max(train, key=lambda p: len(p.prompt_ids) + rows * len(p.real_ids))
-    longest = [(long.prompt_ids, long.real_ids)] * rows
-    asked = config.optimiser.gradient_checkpointing
-    budget = choose_budget(
-        ring.model, base, longest, config.optimiser.micro_batch_tokens, None if asked == "auto" else asked
-    )
     ids = sum(len(p.prompt_ids) + rows * len(p.real_ids) for p in train) * 4
     return {
         "prompts": len(train),

@@ -26,6 +26,9 @@ Sums = dict[str, tuple[float, float]]  # metric: (sum, weight)
 # Rounding noise of a log-prob per square root of a token that law 1 allows, beyond five times what was measured.
 NOISE = {torch.float32: 5e-4, torch.bfloat16: 5e-3}
 
+# Margins within so many times their rounding noise are ties: where it is small all, where it is large the likely ones.
+TIE = {torch.float32: 5.0, torch.bfloat16: 1.0}
+
 
 class SFTTask:
     """Mean NLL over the answer tokens of a step."""
@@ -121,9 +124,9 @@ class PairTask:
         }
 
     def _tie(self, tokens_BR: Tensor) -> Tensor:
-        """What rounding makes of a margin of 0: five times the measured noise of the log-probs, [B, K]."""
+        """What rounding makes of a margin of 0, from the measured noise of the log-probs, [B, K]."""
         one_BR = tokens_BR.double().rsqrt() if self.config.reduction == "mean" else tokens_BR.double().sqrt()
-        return 5 * self.noise * self.beta * (one_BR[:, :1].square() + one_BR[:, 1:].square()).sqrt()
+        return TIE[self.base.dtype] * self.noise * self.beta * (one_BR[:, :1].square() + one_BR[:, 1:].square()).sqrt()
 
     def inspect(self, step: int, means: dict[str, float]) -> None:
         """Law 1: at the first step of an iteration the player is the opponent, so every margin is 0."""

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers import base_of, config_of, disturb, model_of, random_rows, renderer_of, ring_of
-from tests.laws.lab import session
 
 from sparring.models.base import Base, wrap_base
 from sparring.models.forward import Layout
 from sparring.models.players import Player
 from sparring.models.scoring import answer_logprobs, score
 from sparring.selfplay import self_play
+from tests.helpers import base_of, config_of, disturb, model_of, random_rows, renderer_of, ring_of
+from tests.laws.lab import session
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -10,7 +10,7 @@ import torch
 from tests.helpers import base_of
 from tests.plain import PACKED, SEPARATE, WIDER, base_named, distance, dpo, eager, gradients, pairs_of, plain, player_of
 
-from sparring.data.collate import collate, packed_tokens
+from sparring.data.collate import collate
 from sparring.data.pairs import Prompt, Rows, write_rows
 from sparring.models import attention
 from sparring.models.forward import Layout, token_logprobs
@@ -115,5 +115,5 @@ def test_fine_tuning_takes_the_same_way(name: str, packed: bool, tmp_path: Path)
     loss, sums = task.loss(ring.model, items)
     assert loss.item() == pytest.approx(nll.item(), rel=1e-6)
     assert task.weight(items) == sum(len(answer) for _, answer in rows)
-    assert sums["tokens"][0] == (packed_tokens(rows) if packed else sum(len(p) + len(a) - 1 for p, a in rows))
+    assert sums["tokens"][0] == sum(len(p) + len(a) - 1 for p, a in rows)
     assert distance(gradients(ring, loss), expected) < 1e-5

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from sparring.errors import ModelError
+
 Numbers = NDArray[np.int64]
 
 
@@ -174,6 +176,8 @@ class BufferedCache:
         if not place.rows:
             place.end = longest
         if longest:
+            if not prefix.layers:
+                raise ModelError("this base keeps nothing in a cache, so it cannot be played; give another model.base")
             # The last tokens stand in the last column; what is picked before a row's first token is hidden.
             columns_NP = np.maximum(0, np.arange(longest) - (longest - lengths_N)[:, None])
             device = prefix.layers[0].keys.device

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import DynamicCache
 
 from sparring.config import GenerationConfig
+from sparring.errors import ModelError
 from sparring.generation.base import Answer
 from sparring.generation.cache import Held, Numbers, cache_for
 from sparring.generation.sampling import Keys, draw, uniforms
@@ -35,10 +37,11 @@ FREE_SHARE = 4
 
 def cache_tokens(base: Base) -> int:
     """How many tokens' keys and values fit in 1 GiB (on CUDA 8 GiB)."""
-    text = base.model.config.get_text_config()
-    heads, known = text.num_attention_heads, text.to_dict()
-    width = known.get("head_dim") or text.hidden_size // heads
-    per_token = 2 * text.num_hidden_layers * (known.get("num_key_value_heads") or heads) * width * base.dtype.itemsize
+    known = base.model.config.get_text_config().to_dict()
+    heads = known.get("num_attention_heads") or 1  # none in a state-space model, whose state is smaller than this
+    width = known.get("head_dim") or base.model.get_input_embeddings().weight.shape[1] // heads
+    layers = known.get("num_hidden_layers") or 1
+    per_token = 2 * layers * (known.get("num_key_value_heads") or heads) * width * base.dtype.itemsize
     return int((8 if base.device.type == "cuda" else 1) * 2**30 // per_token)
 
 
@@ -97,11 +100,12 @@ class LocalGenerator:
         book = _Book.blank(prompts, self._limits(prompts, max_new_tokens))
         ends = np.array(self.base.renderer.end_ids, dtype=np.int64)
         cache = cache_for(self.base.model.config)
+        most = MOST_ROWS if cache.mixed or _reorders(self.model, self.base) else 1
         same, waiting = _order(prompts)
         waiting = waiting[book.limit_N[waiting] > 0]
         rows_B = waiting[:0]
         while len(rows_B) or len(waiting):
-            count = self._free(cache, book, rows_B, waiting, same)
+            count = self._free(cache, book, rows_B, waiting, same, most)
             if count:
                 for group in self._groups(cache, prompts, waiting[:count], same):
                     self._enter(cache, prompts, group, same)
@@ -122,14 +126,14 @@ class LocalGenerator:
 
     # ------------------------------------------------------------ rows enter
 
-    def _free(self, cache: Held, book: _Book, rows_B: Numbers, waiting: Numbers, same: Numbers) -> int:
+    def _free(self, cache: Held, book: _Book, rows_B: Numbers, waiting: Numbers, same: Numbers, most: int) -> int:
         """How many of those who wait enter now; makes room for them. Samples of one prompt enter together."""
         if not len(waiting) or (len(rows_B) and not cache.mixed):
             return 0
         everyone = np.concatenate([rows_B, waiting])
         columns = int((book.asked_N + book.limit_N)[everyone].max())
         budget = self.config.batch_tokens or cache_tokens(self.base)
-        places = min(MOST_ROWS, max(1, budget // columns), len(everyone))
+        places = min(most, max(1, budget // columns), len(everyone))
         count = min(places - len(rows_B), len(waiting))
         if count < 1 or (len(rows_B) and count < min(len(waiting), places // FREE_SHARE)):
             return 0
@@ -189,6 +193,40 @@ class LocalGenerator:
         cache.after_step()
         logits: Tensor = output.logits[:, -1]
         return logits
+
+
+def _reorders(model: Any, base: Base) -> bool:
+    """Whether rows of a cache of a special kind can change places: tried on two, for some states lie elsewhere.
+
+    Raises ModelError for a model that does not go on from a cache at all.
+    """
+    try:
+        if _goes_on(model, base, [1, 0]):
+            return True
+        why = "its answers would be wrong" if not _goes_on(model, base, [0]) else ""
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
+        why = " ".join(str(error).split())[:120]
+    if why:
+        raise ModelError(
+            f"this base cannot go on from a cache ({why}), so it cannot be played; give another model.base"
+        )
+    return False
+
+
+def _goes_on(model: Any, base: Base, order: list[int]) -> bool:
+    """Whether some prompts, computed but for their last tokens, go on in a new order as they would from nothing."""
+    index = torch.tensor(order, device=base.device)
+    ids = torch.tensor([[5, 6, 7, 8], [8, 5, 5, 6]], device=base.device)[: len(order)] % base.vocabulary
+    cache = DynamicCache(config=model.config)
+    model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
+    if len(order) > 1:
+        cache.reorder_cache(index)
+    last = torch.full((len(order), 1), ids.shape[1] - 1, device=base.device)
+    step = model(input_ids=ids[index, -1:], past_key_values=cache, position_ids=last, use_cache=True)
+    plain = model(input_ids=ids[index], use_cache=False)
+    got_BV, expected_BV = (output.logits[:, -1].float().log_softmax(-1) for output in (step, plain))
+    near = 1e-3 if base.dtype == torch.float32 else 0.1
+    return bool((got_BV - expected_BV).square().mean().sqrt() < near)
 
 
 def _order(prompts: Sequence[list[int]]) -> tuple[Numbers, Numbers]:

@@ -160,6 +160,9 @@ def context_of(settings: Any) -> int:
     """The context length in tokens that a transformers config states; 2048 if it states none."""
     text = settings.get_text_config()
     known = text.to_dict()
+    rope = known.get("rope_parameters") or {}
+    if rope.get("rope_type") in ("longrope", "dynamic") and rope.get("original_max_position_embeddings"):
+        return int(rope["original_max_position_embeddings"])  # beyond it one long text changes all in its batch
     for name in ("max_position_embeddings", "n_positions"):
         if isinstance(known.get(name), int):
             return int(known[name])

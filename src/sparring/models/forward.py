@@ -67,4 +67,6 @@ def _ready_logits(model: Any, batch: Batch) -> tuple[Head, Tensor]:
     row_N, place_N = batch.at_N // length, batch.at_N % length
     kept = torch.arange(int(place_N.min()), length, device=batch.at_N.device)
     logits_BAV: Tensor = model(input_ids=batch.input_ids_BL, logits_to_keep=kept, use_cache=False).logits
+    if logits_BAV.shape[1] != len(kept):  # it gives them all
+        logits_BAV = logits_BAV[:, -len(kept) :]
     return Head(nn.Identity(), logits_BAV.shape[-1]), logits_BAV[row_N, place_N - kept[0]]

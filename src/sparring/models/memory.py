@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparring.crew import local_size
 from sparring.data.collate import Row
 from sparring.models.base import Base
 from sparring.models.scoring import answer_logprobs, computed_tokens
@@ -93,11 +94,10 @@ def token_bytes(model: Any, base: Base, rows: Sequence[Row]) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken: of the GPU, or of the machine and the container this process is in."""
+    """Bytes that this process can still take: of its GPU, or its part of the machine or the container it is in."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    limits = [*_container(), _machine()]
-    return min(limits)
+    return min([*_container(), _machine()]) // local_size()
 
 
 def _machine() -> int:

@@ -18,7 +18,6 @@ from sparring.data.collate import Batch, Row, collate, micro_batches, packed_tok
 from sparring.models.base import Base
 from sparring.models.forward import token_logprobs, token_surprises
 
-
 # Tokens scored at once on a CPU: more does not make it faster, and takes memory.
 CPU_TOKENS = 2048
 
@@ -60,7 +59,7 @@ def score(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> list[floa
     """Summed log-prob of each row's answer in nats, in the order given, under the seated player."""
     result = [0.0] * len(rows)
     tokens = min(tokens, CPU_TOKENS) if base.device.type == "cpu" else tokens
-    for chunk in _chunks(_neighbours(rows), 1024):
+    for chunk in _chunks(_neighbours(rows, tokens), 1024):
         items = list(range(len(chunk)))
         for chosen in split_rows(items, [[rows[i] for i in item] for item in chunk], base, tokens):
             indices = [i for item in chosen for i in chunk[item]]
@@ -70,14 +69,17 @@ def score(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> list[floa
     return result
 
 
-def _neighbours(rows: Sequence[Row]) -> list[list[int]]:
-    """Row numbers, those of neighbours with the same prompt together."""
+def _neighbours(rows: Sequence[Row], tokens: int) -> list[list[int]]:
+    """Row numbers, those of neighbours with the same prompt together as far as the budget goes."""
     items: list[list[int]] = []
-    for index, (prompt, _) in enumerate(rows):
-        if items and rows[items[-1][0]][0] == prompt:
+    used = 0
+    for index, (prompt, answer) in enumerate(rows):
+        used += len(answer)
+        if items and rows[items[-1][0]][0] == prompt and used <= tokens:
             items[-1].append(index)
         else:
             items.append([index])
+            used = len(prompt) + len(answer)
     return items
 
 
@@ -108,7 +110,7 @@ class Gap:
 def sampling_gap(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> Gap:
     """The gap of some answers under the seated player. Greedy answers, a temperature or others' answers show."""
     total = variance = largest = 0.0
-    items = _neighbours(rows)
+    items = _neighbours(rows, tokens)
     for chosen in split_rows(range(len(items)), [[rows[i] for i in item] for item in items], base, tokens):
         batch = _collate(base, [rows[i] for item in chosen for i in items[item]])
         logprob_N, entropy_N, variance_N = token_surprises(model, batch, base.layout)
