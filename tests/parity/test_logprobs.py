@@ -23,7 +23,8 @@ from tests.helpers import (
 )
 
 from sparring.config import ModelConfig
-from sparring.models import head
+from sparring.data.collate import packed_tokens
+from sparring.models import head, scoring
 from sparring.models.base import Base, load_base, load_renderer, read_config, wrap_base
 from sparring.models.players import Player
 from sparring.models.scoring import answer_logprobs, score
@@ -84,6 +85,26 @@ def test_the_order_of_rows_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert score(base.model, base, rows[::-1], 8192)[::-1] == pytest.approx(expected, rel=1e-6, abs=1e-5)
     monkeypatch.setitem(head.TILE, "cpu", 3 * base.vocabulary)
     assert score(base.model, base, rows, 8192) == pytest.approx(expected, rel=1e-6, abs=1e-5)
+
+
+def test_one_prompt_for_all_rows_keeps_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a budget of one token scores every row alone, which is how rounding noise is measured."""
+    base = base_of("llama")
+    rows = [([5, 6, 7, 8], answer) for _, answer in random_rows(base.vocabulary, count=40)]
+    seen: list[int] = []
+
+    def noted(model: Any, of: Base, given: Any) -> Any:
+        seen.append(packed_tokens(given))
+        return answer_logprobs(model, of, given)
+
+    monkeypatch.setattr(scoring, "answer_logprobs", noted)
+    expected = score(base.model, base, rows, 8192)
+    assert len(seen) == 1
+    for tokens in (1, 60):
+        seen.clear()
+        assert score(base.model, base, rows, tokens) == pytest.approx(expected, rel=1e-6, abs=1e-5)
+        assert max(seen) <= max(tokens, 4 + 20)
+    assert len(seen) > 5
 
 
 def test_neither_prompt_nor_padding_is_counted() -> None:

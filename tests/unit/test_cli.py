@@ -323,3 +323,27 @@ def test_several_processes_need_a_launcher(
     signal.signal(signal.SIGTERM, before)
     assert "WORLD_SIZE is 2, but RANK is not set" in sentence
     assert "torchrun" in sentence
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "MASTER_ADDR is not set"),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": "2", "RANK": "x", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "RANK is 'x'"),
+        ({"WORLD_SIZE": "2", "RANK": "5", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "RANK is 5, but WORLD_SIZE"),
+    ],
+)
+def test_variables_left_from_another_job_are_named(
+    given: dict[str, str],
+    sentence: str,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    before = signal.getsignal(signal.SIGTERM)
+    said = refused(capsys, "run")
+    signal.signal(signal.SIGTERM, before)
+    assert sentence in said

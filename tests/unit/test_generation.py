@@ -14,10 +14,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from tests.helpers import ARCHITECTURES, CONTEXT, base_of, disturb, model_of, renderer_of, ring_of
 from tests.helpers import byte_tokenizer as tokenizer_of
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Lfm2Config, Llama4TextConfig
+from transformers import Lfm2Config, Llama4TextConfig, MambaConfig, OpenAIGPTConfig, RecurrentGemmaConfig
 
 from sparring.config import GenerationConfig, MethodConfig
 from sparring.data.pairs import Prompt
+from sparring.errors import ModelError
 from sparring.generation.base import Answer
 from sparring.generation.local import LocalGenerator
 from sparring.generation.play import sample
@@ -241,6 +242,32 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.add(func.name())
         return func(*args, **(kwargs or {}))
+
+
+STATES: dict[str, Any] = {
+    "recurrent_gemma": lambda size: RecurrentGemmaConfig(
+        vocab_size=size, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, lru_width=32,
+        attention_window_size=64,
+    ),
+    "mamba": lambda size: MambaConfig(vocab_size=size, hidden_size=32, num_hidden_layers=2, state_size=8),
+    "openai-gpt": lambda size: OpenAIGPTConfig(vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_states_that_lie_outside_the_cache(name: str) -> None:
+    """Rows that cannot change places are decoded one by one; a model that does not go on from a cache is refused."""
+    tokenizer = tokenizer_of()
+    base = wrap_base(model_of(STATES[name](len(tokenizer))), renderer_of(tokenizer), name)
+    prompts = [[5, 6, 7, 8], [5, 6, 7, 8], [9, 10, 11, 12], [9, 8, 7, 6, 5]]
+    generator = generator_of(base.model, base)
+    if name != "recurrent_gemma":
+        with pytest.raises(ModelError, match="cannot be played"):
+            generator(prompts, keys_of(4), 8)
+        return
+    answers = generator(prompts, keys_of(4), 8)
+    scored = score(base.model, base, [(p, a.ids) for p, a in zip(prompts, answers, strict=True)], 999)
+    assert [answer.logprob for answer in answers] == pytest.approx(scored, abs=1e-4)
 
 
 @pytest.mark.parametrize("target", ["all-linear", ["q_proj", "lm_head"]], ids=["plain", "adapted"])
