@@ -109,6 +109,8 @@ def draw(series: list[Result], part: str, start: Settings, path: Path) -> None:
             axes_ = grid[row][column]
             for who, name in NAMES.items():
                 points = [point for point in one["points"] if who in point]
+                if not points:
+                    continue
                 ys = [point[who][part][key] / unit for point in points]
                 axes_.plot([point["x"] for point in points], ys, marker="o", markersize=3, linewidth=1, label=name)
             axes_.set_ylim(bottom=0)
