@@ -55,6 +55,7 @@ ROWS = {
     "tasks": 9,
     "evaluation": 0,
     "evaluation.answers": 1,
+    "evaluation.metrics": 1,
     "evaluation.statistics": 1,
     "evaluation.nll": 9,
     "schedule": 1,

@@ -46,6 +46,12 @@ class DataConfig(Section):
     eval_split: str | None = Field(None, description="split and slice of the held-out data")
     eval_size: float = Field(0.1, gt=0, description="held out of train: a share below 1, else a count of prompts")
     eval_limit: PositiveInt = Field(200, description="at most this many held-out prompts are used")
+    test: str | None = Field(None, description="data for the last measurement, which chooses nothing")
+    test_split: str | None = Field(None, description="split and slice of the test data")
+    test_size: NonNegativeFloat = Field(
+        0.0, description="cut from train, the same prompts for every seed: a share below 1, else a count; 0: no test"
+    )
+    test_limit: PositiveInt = Field(500, description="at most this many test prompts are used")
     format: Literal[
         "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "text", "spin"
     ] = "auto"
@@ -86,6 +92,13 @@ class SFTConfig(Section):
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
 
 
+class BudgetConfig(Section):
+    """What self-play may spend in all its iterations, in one of four units."""
+
+    unit: Literal["seconds", "tokens", "flops", "steps"]
+    amount: PositiveFloat
+
+
 class SelfPlayConfig(Section):
     """Algorithm 1. Lists give one value per iteration."""
 
@@ -116,6 +129,14 @@ class SelfPlayConfig(Section):
         0.05, description="stop an iteration when the real log-prob per token fell by this"
     )
     checks_per_iteration: Annotated[int, Field(ge=0)] = Field(4, description="held-out checks for stop_nll_rise")
+    negatives: Literal["opponent", "start", "other_prompt", "shuffled", "none"] = Field(
+        "opponent",
+        description="what real answers are told from: the opponent's (SPIN), or of a control arm: θ_0's in every "
+        "iteration, other prompts' real ones, the opponent's with labels shuffled; none: fine-tuning goes on",
+    )
+    budget: BudgetConfig | None = Field(
+        None, description="spend this on self-play in all, generation included, instead of `epochs`"
+    )
 
 
 class GenerationConfig(Section):
@@ -148,14 +169,62 @@ class OptimiserConfig(Section):
     )
 
 
+class PromptingConfig(Section):
+    """What a test prompt is wrapped in: what no training gives."""
+
+    style: Literal["none", "rules", "few_shot", "chain_of_thought", "reflection"] = "none"
+    rules: str | None = Field(None, description="a text file with the rule sheet; default: a general one")
+    shots: PositiveInt = Field(4, description="examples from the training data, for few_shot")
+
+
 class EvaluationConfig(Section):
     """How players are judged on held-out prompts."""
 
-    select: Literal["nll", "exact_kl"] = Field(
-        "nll", description="the held-out metric that chooses the best iteration; exact_kl: laboratory only"
+    select: Literal["nll", "exact_kl", "match"] = Field(
+        "nll",
+        description="the held-out metric that chooses the best iteration; exact_kl: laboratory only; match: the share "
+        "of sampled answers that match the real one, needs `match`",
     )
     samples: PositiveInt = Field(1, description="answers sampled per held-out prompt")
+    match: str | None = Field(
+        None,
+        description="what of an answer must equal the real one's: whole, last_number, or a regular expression, whose "
+        "last match counts (its first group, if it has one)",
+    )
+    temperature: PositiveFloat = Field(1.0, description="logits are divided by it when players are judged")
+    prompting: PromptingConfig = Field(default_factory=lambda: PromptingConfig())
     show: Annotated[int, Field(ge=0)] = Field(6, description="prompts shown side by side in the report")
+
+
+class ArmConfig(Section):
+    """One arm of a comparison: settings on top of the config's own."""
+
+    name: str = Field(min_length=1, description="a known arm, or a new name")
+    like: str | None = Field(None, description="a known arm whose settings come first")
+    what: str | None = Field(None, description="a sentence for the report")
+    settings: dict[str, Any] = Field(default_factory=dict, description="dotted key: value")
+    grid: dict[str, list[Any]] = Field(
+        default_factory=dict, description="dotted key: values, one chosen on held-out data; default: lr"
+    )
+
+
+class CompareConfig(Section):
+    """Arms at equal budgets, with intervals: what `sparring compare` does."""
+
+    arms: list[str | ArmConfig] | None = Field(None, description="names of known arms, or own ones; default: all known")
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = Field([0, 1, 2])
+    primary: str = Field("nll", description="the one metric that the verdict is about, declared before the run")
+    target: str = Field("spin-anchor", description="the arm that sets the budget, and that the verdict is about")
+    reference: str = Field("continued", description="the arm that it is compared with")
+    match: Literal["seconds", "tokens", "flops", "steps"] = Field("flops", description="the budget made equal")
+    lr: list[PositiveFloat] | None = Field(
+        None, description="learning rates tried for every arm; default: 3 from selfplay.lr to sft.lr"
+    )
+    tune_seeds: PositiveInt = Field(
+        1, description="seeds on which the learning rate is chosen; the others take it over"
+    )
+    smallest: PositiveFloat = Field(0.01, description="the smallest difference of the primary metric that matters")
+    jobs: PositiveInt = Field(1, description="runs at the same time")
 
 
 class Config(Section):
@@ -174,6 +243,7 @@ class Config(Section):
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
     optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    compare: CompareConfig | None = Field(None, description="arms that `sparring compare` trains beside self-play")
 
     @model_validator(mode="after")
     def _lists_fit(self) -> Config:
@@ -196,13 +266,19 @@ class Config(Section):
                 'evaluation.select "exact_kl" is known only in the laboratory (data.train laboratory, no data.eval, '
                 "rendered as text); use nll"
             )
+        if self.evaluation.select == "match" and self.evaluation.match is None:
+            raise ValueError(
+                'evaluation.select is "match", but evaluation.match does not say what must match; give whole, '
+                "last_number or a regular expression"
+            )
         return self
 
     @property
     def in_laboratory(self) -> bool:
         """Whether the data are the laboratory's own, so that p_data is known."""
         data = self.data
-        return data.train == "laboratory" and data.eval is None and data.render != "chat"
+        own = data.train == "laboratory" and data.eval is None and data.test is None
+        return own and data.render != "chat"
 
 
 # Keys that do not change a run's result but for rounding, or whose content is fingerprinted instead (paths).
@@ -212,8 +288,9 @@ NEUTRAL = {
     "threads": True,
     "track": True,
     "model": {"base", "revision", "template"},
-    "data": {"train", "eval"},
+    "data": {"train", "eval", "test"},
     "evaluation": {"show"},
+    "compare": True,
     "generation": {"batch_tokens"},
     "optimiser": {"micro_batch_tokens", "gradient_checkpointing", "save_every"},
 }
