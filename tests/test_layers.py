@@ -66,9 +66,12 @@ ROWS = {
     "generation.play": 11,
     "evaluation.choose": 11,
     "evaluation.judge": 12,
+    "evaluation.examine": 13,
+    "allowance": 11,
     "learning": 12,
     "opponent": 12,
-    "selfplay": 13,
+    "controls": 13,
+    "selfplay": 14,
     "report": 0,
     "report.records": 1,
     "report.tables": 3,
@@ -81,12 +84,12 @@ ROWS = {
     "report.plots": 9,
     "report.page": 10,
     "console": 8,
-    "job": 14,
-    "plan": 15,
-    "browse": 15,
-    "cli": 16,
-    "__main__": 17,
-    "": 17,  # the package's own front door
+    "job": 15,
+    "plan": 16,
+    "browse": 16,
+    "cli": 18,
+    "__main__": 19,
+    "": 19,  # the package's own front door
 }
 
 
