@@ -64,8 +64,9 @@ def run(
         run_job(settings)
         return
     speak = console.listener(as_json)
+    command = shlex.join(["sparring", *sys.argv[1:]])
     with speak if isinstance(speak, console.Bars) else nullcontext():
-        folder = run_job(settings, [speak], shlex.join(["sparring", *sys.argv[1:]]))
+        folder = run_job(settings, [speak], command)
     if as_json:
         speak(
             {
@@ -78,6 +79,15 @@ def run(
         return
     print()
     _conclusion(folder, folder / "report.html")
+    if settings.compare is not None:
+        print()
+        _compare(settings)
+
+
+@app.command()
+def compare(config: ConfigArgument = None, overrides: Overrides = None) -> None:
+    """Did self-play do it? Train control arms at an equal budget, over seeds; one page with intervals."""
+    _compare(_config(config, overrides))
 
 
 @app.command()
@@ -177,6 +187,17 @@ def _check(settings: Config, as_json: bool) -> None:
         print(json.dumps(facts.facts))
     else:
         print(facts.text)
+
+
+def _compare(settings: Config) -> None:
+    from sparring.report.study_page import conclusion
+    from sparring.study import run_study
+
+    folder = run_study(settings, command=shlex.join(["sparring", *sys.argv[1:]]))
+    header, rows, verdict = conclusion(folder)
+    print()
+    _table(header, rows)
+    print(f"\n{verdict}\nreport: {folder / 'report.html'}")
 
 
 def _conclusion(run: Path, page: Path) -> None:

@@ -1,0 +1,271 @@
+"""From the runs of a study to one table: means and paired differences with intervals, budgets, words; study.json.
+
+Reads run folders alone, and loads no model. The unit is the test prompt; S seeds, P prompts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparring.allowance import spent, spent_on_play
+from sparring.arms import Arm
+from sparring.config import CompareConfig, Config
+from sparring.evaluation.metrics import METRICS, Metric, columns
+from sparring.evaluation.paired import Difference, compare, holm, mcnemar, mean_interval
+from sparring.evaluation.verdicts import judgement
+from sparring.files import read_json, write_atomic
+from sparring.folder import METRICS as METRICS_FILE
+from sparring.folder import read_lines
+from sparring.report.findings import warnings_of
+from sparring.report.records import read_run
+from sparring.report.study_page import write_study
+
+Rows = list[dict[str, Any]]
+DUELS = 200
+UNITS = ("steps", "tokens", "flops", "seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """An arm's runs: the value chosen from its grid, the grid's results on held-out data, a folder for each seed."""
+
+    arm: Arm
+    chosen: Any
+    validation: list[float]
+    folders: list[Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """An arm's test rows by seed: of the players chosen, and of the last ones; facts of the whole sets."""
+
+    best: list[Rows]
+    last: list[Rows]
+    facts: list[dict[str, Any]]
+
+
+def bring_together(
+    folder: Path, config: Config, asked: CompareConfig, ran: Sequence[Ran], history: list[dict[str, Any]], command: str
+) -> None:
+    """Write study.json, and from it the page, report.md and tables."""
+    measured = {one.arm.name: _measured(one.folders) for one in ran}
+    differences = {
+        against: {one.arm.name: _differences(measured[one.arm.name], measured[against]) for one in ran}
+        for against in dict.fromkeys((asked.reference, "sft"))
+    }
+    family = {
+        name: found[asked.primary].p for name, found in differences[asked.reference].items() if asked.primary in found
+    }
+    family.pop(asked.reference, None)
+    adjusted = holm(family)
+    arms = [_arm(folder, config, asked, one, measured[one.arm.name], differences, adjusted) for one in ran]
+    labels = {one.arm.name: one.arm.label for one in ran}
+    lock = read_run(ran[0].folders[0]).lock
+    content = {
+        "name": config.name,
+        "finished": True,
+        "primary": asked.primary,
+        "match": asked.match,
+        "seeds": list(asked.seeds),
+        "target": asked.target,
+        "reference": asked.reference,
+        "smallest": asked.smallest,
+        "test_prompts": len(measured[asked.target].best[0]),
+        "headline": _headline(asked, differences, adjusted, labels, arms),
+        "notes": _notes(asked, ran, history),
+        "warnings": list(dict.fromkeys(text for arm in arms for run in arm["runs"] for text in run["warnings"])),
+        "family": [f"{name} vs {asked.reference}" for name in family],
+        "command": command,
+        "config": config.model_dump(mode="json"),
+        "versions": lock.get("versions", {}),
+        "hardware": lock.get("hardware", {}),
+        "metrics": {name: {"label": m.label, "unit": m.unit, "better": m.better} for name, m in METRICS.items()},
+        "arms": arms,
+        "duels": _duels(asked, measured),
+    }
+    write_atomic(folder / "study.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_study(folder)
+
+
+# ---------------------------------------------------------------- reading the runs
+
+
+def _measured(folders: Sequence[Path]) -> Measured:
+    best = [_rows(folder / "test" / "best.jsonl") for folder in folders]
+    last = [_rows(folder / "test" / "last.jsonl") or rows for folder, rows in zip(folders, best, strict=True)]
+    facts = []
+    for folder in folders:
+        events = [event for event in read_lines(folder / "test" / METRICS_FILE) if event["event"] == "test"]
+        facts.append(next((event for event in events if event["which"] == "best"), {}))
+    return Measured(best, last, facts)
+
+
+def _rows(path: Path) -> Rows:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def _matrices(metric: Metric, rows: Sequence[Rows]) -> tuple[Any, Any] | None:
+    """Numbers and weights, each [S, P]; None where a row has no number."""
+    found = [columns(metric, one) for one in rows]
+    if any(one is None for one in found):
+        return None
+    pairs = [one for one in found if one is not None]
+    return np.array([numbers for numbers, _ in pairs]), np.array([weights for _, weights in pairs])
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def _values(rows: Sequence[Rows], facts: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every metric's mean with its interval; of a whole set, the mean over seeds."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, metric in METRICS.items():
+        if metric.per == "set":
+            values = [fact.get(metric.key) for fact in facts]
+            if values and all(isinstance(value, int | float) for value in values):
+                found[name] = {"mean": float(np.mean([float(v) for v in values if v is not None]))}
+        elif (both := _matrices(metric, rows)) is not None:
+            mean, low, high = mean_interval(*both)
+            found[name] = {"mean": mean, "low": low, "high": high}
+    return found
+
+
+def _differences(mine: Measured, theirs: Measured) -> dict[str, Difference]:
+    """Paired differences of every metric that both arms have a number for on every prompt."""
+    found = {}
+    for name, metric in METRICS.items():
+        a, b = _matrices(metric, mine.best), _matrices(metric, theirs.best)
+        if a is not None and b is not None and metric.per != "set":
+            found[name] = compare(a[0], b[0], a[1], better=metric.better)
+    return found
+
+
+def _exact_match_p(mine: Measured, theirs: Measured) -> float | None:
+    """McNemar's p for greedy exact match; None where it was not measured."""
+    a, b = (_matrices(METRICS["match_greedy"], one.best) for one in (mine, theirs))
+    return None if a is None or b is None else mcnemar(a[0], b[0])
+
+
+# ---------------------------------------------------------------- an arm
+
+
+def _arm(
+    folder: Path,
+    config: Config,
+    asked: CompareConfig,
+    ran: Ran,
+    measured: Measured,
+    differences: Mapping[str, Mapping[str, Mapping[str, Difference]]],
+    adjusted: Mapping[str, float],
+) -> dict[str, Any]:
+    arm = ran.arm
+    runs = [
+        _run(folder, path, seed, measured, i)
+        for i, (path, seed) in enumerate(zip(ran.folders, asked.seeds, strict=True))
+    ]
+    return {
+        "name": arm.name,
+        "label": arm.label,
+        "what": arm.what,
+        "settings": dict(arm.settings),
+        "grid": {"key": arm.key, "values": arm.values, "validation": ran.validation, "chosen": ran.chosen}
+        if arm.values
+        else None,
+        "values": _values(measured.best, measured.facts),
+        "last": _values(measured.last, []),
+        "against": {
+            against: {
+                name: _said(asked, name, difference, adjusted.get(arm.name) if against == asked.reference else None)
+                for name, difference in of_arm[arm.name].items()
+            }
+            for against, of_arm in differences.items()
+            if against != arm.name
+        },
+        "budget": _mean([run["budget"] for run in runs]),
+        "whole": _mean([run["whole"] for run in runs]),
+        "runs": runs,
+    }
+
+
+def _said(asked: CompareConfig, name: str, found: Difference, adjusted: float | None) -> dict[str, Any]:
+    primary = name == asked.primary
+    return {
+        "mean": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p,
+        "holm": adjusted if primary else None,
+        "words": judgement(METRICS[name], found, adjusted if primary else None, asked.smallest if primary else None),
+    }
+
+
+def _run(study: Path, folder: Path, seed: int, measured: Measured, index: int) -> dict[str, Any]:
+    best = read_json(folder / "best" / "best.json")
+    record = read_run(folder)
+    play = spent_on_play(folder, len(record.iterations))
+    start = spent(folder / "sft")
+    values = {}
+    for name, metric in METRICS.items():
+        both = columns(metric, measured.best[index])
+        if both is not None:
+            values[name] = sum(both[0]) / sum(both[1])
+    return {
+        "seed": seed,
+        "folder": folder.relative_to(study).as_posix(),
+        "player": best["player"],
+        "label": best["label"],
+        "rolled_back": best["rolled_back"],
+        "values": values,
+        "budget": play,
+        "whole": {unit: play[unit] + start[unit] for unit in UNITS},
+        "warnings": warnings_of(record),
+    }
+
+
+def _mean(budgets: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {unit: sum(budget[unit] for budget in budgets) / len(budgets) for unit in UNITS}
+
+
+# ---------------------------------------------------------------- words
+
+
+def _notes(asked: CompareConfig, ran: Sequence[Ran], history: list[dict[str, Any]]) -> list[str]:
+    notes = [
+        f"Every arm spends the same {asked.match} on self-play, or on what stands in its place, as "
+        f"{asked.target} did with the same seed; judging is not counted.",
+    ]
+    tried = [one.arm for one in ran if len(one.arm.values) > 1]
+    if tried:
+        seeds = asked.seeds[: asked.tune_seeds]
+        notes.append(
+            f"For {len(tried)} arms a value was chosen on held-out prompts (seed{'s' * (len(seeds) > 1)} "
+            f"{', '.join(map(str, seeds))}), never on the test prompts."
+        )
+    if len(history) > 1:
+        notes.append(
+            f"Seeds or arms were added {len(history) - 1} times after the first results had been seen; "
+            "the first time it was asked for "
+            f"{', '.join(history[0]['arms'])} with seeds {', '.join(map(str, history[0]['seeds']))}."
+        )
+    return notes
+
+
+def _duels(asked: CompareConfig, measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
+    """What target and reference said to the same test prompts, with the first seed."""
+    names = (asked.reference, asked.target)
+    sides = [{row["key"]: row for row in measured[name].best[0]} for name in names]
+    duels = []
+    for key in [key for key in sides[0] if key in sides[1]][:DUELS]:
+        rows = [side[key] for side in sides]
+        said = {
+            name: {"answer": row.get("answer"), "nll": row.get("nll"), "tokens": row.get("tokens")}
+            for name, row in zip(names, rows, strict=True)
+        }
+        duels.append({"prompt": rows[0].get("prompt"), "real": rows[0].get("real"), "arms": said})
+    return duels
