@@ -57,6 +57,8 @@ ROWS = {
     "evaluation.answers": 1,
     "evaluation.metrics": 1,
     "evaluation.statistics": 1,
+    "evaluation.paired": 3,
+    "evaluation.verdicts": 4,
     "evaluation.nll": 9,
     "schedule": 1,
     "arguments": 8,
