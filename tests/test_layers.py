@@ -65,10 +65,17 @@ ROWS = {
     "preparing": 11,
     "generation.play": 11,
     "evaluation.choose": 11,
-    "evaluation.judge": 12,
+    "evaluation.extract": 0,
+    "evaluation.calibration": 1,
+    "evaluation.prompting": 0,
+    "evaluation.prompting.styles": 2,
+    "evaluation.prompting.sheet": 11,
+    "evaluation.asking": 12,
+    "evaluation.judge": 13,
+    "evaluation.examine": 14,
     "learning": 12,
     "opponent": 12,
-    "selfplay": 13,
+    "selfplay": 15,
     "report": 0,
     "report.records": 1,
     "report.tables": 3,
@@ -81,12 +88,12 @@ ROWS = {
     "report.plots": 9,
     "report.page": 10,
     "console": 8,
-    "job": 14,
-    "plan": 15,
-    "browse": 15,
-    "cli": 16,
-    "__main__": 17,
-    "": 17,  # the package's own front door
+    "job": 16,
+    "plan": 17,
+    "browse": 17,
+    "cli": 18,
+    "__main__": 19,
+    "": 19,  # the package's own front door
 }
 
 
