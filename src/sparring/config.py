@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from sparring.evaluation.extract import extractor
 
 T = TypeVar("T")
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -199,6 +201,13 @@ class EvaluationConfig(Section):
     prompting: PromptingConfig = Field(default_factory=lambda: PromptingConfig())
     show: Annotated[int, Field(ge=0)] = Field(6, description="prompts shown side by side in the report")
 
+    @field_validator("match")
+    @classmethod
+    def _readable(cls, match: str | None) -> str | None:
+        if match is not None:
+            extractor(match)  # raises ValueError
+        return match
+
 
 class ArmConfig(Section):
     """One arm of a comparison: settings on top of the config's own."""
@@ -277,6 +286,11 @@ class Config(Section):
                 'evaluation.select is "match", but evaluation.match does not say what must match; give whole, '
                 "last_number or a regular expression"
             )
+        if self.evaluation.select != "match" and self.evaluation.prompting.style in ("chain_of_thought", "reflection"):
+            raise ValueError(
+                f"evaluation.prompting.style {self.evaluation.prompting.style} puts thinking before the answer, so "
+                "real answers have no likelihood; set evaluation.select to match, and evaluation.match"
+            )
         return self
 
     @property
@@ -295,7 +309,7 @@ NEUTRAL = {
     "track": True,
     "model": {"base", "revision", "template"},
     "data": {"train", "eval", "test"},
-    "evaluation": {"show"},
+    "evaluation": {"show": True, "prompting": {"rules"}},
     "compare": True,
     "generation": {"batch_tokens"},
     "optimiser": {"micro_batch_tokens", "gradient_checkpointing", "save_every"},

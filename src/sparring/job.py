@@ -18,6 +18,7 @@ from sparring.crew import local_size, muster
 from sparring.data.load import Loaded, load
 from sparring.data.messages import Renderer
 from sparring.errors import InputError
+from sparring.evaluation.prompting.sheet import read_rules
 from sparring.files import digest
 from sparring.folder import lender
 from sparring.machine import available_threads
@@ -89,6 +90,8 @@ def identify(config: Config) -> Found:
         "data fingerprint": loaded.fingerprint,
         "template fingerprint": digest([renderer.template, renderer.end_ids]),
     }
+    if config.evaluation.prompting.style == "rules":
+        same["rules fingerprint"] = digest(read_rules(config.evaluation.prompting))
     return Found(base_folder, renderer, loaded, same)
 
 

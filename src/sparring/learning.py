@@ -198,7 +198,7 @@ def _watch(session: Session, data: Phase, scores: Phase, steps: int) -> Callable
     """Ends an iteration that goes wrong: held-out NLL risen, or the real answers' log-prob fallen."""
     config = session.config.selfplay
     every = max(1, math.ceil(steps / config.checks_per_iteration)) if config.checks_per_iteration else 0
-    begun: float = scores.facts["nll"]
+    begun: float = scores.facts["plain_nll"]
     held_out: Sequence[Prompt] = session.prompts(data, "eval")[:]
 
     def watch(step: int, means: dict[str, float]) -> str | None:

@@ -74,6 +74,12 @@ CHATML = (
 TEMPLATES = {"plain": PLAIN, "chatml": CHATML}
 
 
+def answer_places(messages: tuple[Message, ...], turns: str) -> list[int]:
+    """Where the answers stand in a conversation that `turns` chooses: the `last`, the `first`, or `all`."""
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    return {"last": answers[-1:], "first": answers[:1], "all": answers}[turns]
+
+
 def choose_template(name: str, tokenizer: Any) -> tuple[str, str]:
     """(template text, where it came from) for `model.template`; ModelError if it cannot be had."""
     if name == "auto":
@@ -110,10 +116,9 @@ class Renderer:
     def render(self, conversation: Conversation, turns: str = "last") -> list[Example]:
         """The examples of a conversation: one for `last` or `first`, one per answer for `all`."""
         messages = conversation.messages
-        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-        if not answers:
+        chosen = answer_places(messages, turns)
+        if not chosen:
             raise DataError(f"{conversation.source}: no assistant turn; every row needs an answer")
-        chosen = {"last": answers[-1:], "first": answers[:1], "all": answers}[turns]
         return [self._example(messages[: index + 1], conversation) for index in chosen]
 
     def prompt(self, messages: tuple[Message, ...], chat: bool) -> list[int]:
@@ -121,7 +126,7 @@ class Renderer:
         return self._encode(self._text(messages, ask=True) if chat else messages[-1].content, special=not chat)
 
     def decode(self, ids: list[int]) -> str:
-        """Text for people to read; never fed back into a model."""
+        """Text for people to read; fed back into a model only where it is asked about its own answer (reflection)."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     # ------------------------------------------------------------ one example

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from sparring.files import write_atomic
 from sparring.run import Event, Phase
@@ -11,7 +12,7 @@ from sparring.session import Session
 
 
 def choose(session: Session, folder: Path, *judged: Phase) -> Event:
-    """Choose the judged player with the lowest `evaluation.select`; ties go to the earlier one.
+    """Choose the judged player that is best by `evaluation.select`; ties go to the earlier one.
 
     judged  the judgements of theta_0, theta_1, …; writes best.json with the values and the reason.
     """
@@ -19,10 +20,11 @@ def choose(session: Session, folder: Path, *judged: Phase) -> Event:
         return {}
     metric = session.config.evaluation.select
     values = {phase.name.removesuffix("-scores").removesuffix("/scores"): _value(phase, metric) for phase in judged}
-    best = min(values, key=lambda name: values[name])
+    extreme, words, pick = _WORDS[metric]
+    best = pick(values, key=lambda name: values[name])
     last = list(values)[-1]
-    label = "θ_0 (SFT)" if best == "sft" else f"θ_{int(best) + 1}"
-    reason = f"{label} has the lowest {_WORDS[metric]} of {len(values)} players ({values[best]:.4f})"
+    label = label_of(best)
+    reason = f"{label} has the {extreme} {words} of {len(values)} players ({values[best]:.4f})"
     if best != last:
         reason += f"; the later players, up to {values[last]:.4f} at the end, were rolled back"
     content = {
@@ -38,9 +40,18 @@ def choose(session: Session, folder: Path, *judged: Phase) -> Event:
     return {"player": best}
 
 
-_WORDS = {"nll": "held-out NLL per token", "exact_kl": "exact KL to the data"}
+def label_of(player: str) -> str:
+    """A player's name as it is shown: "θ_0 (SFT)", "θ_1"."""
+    return "θ_0 (SFT)" if player == "sft" else f"θ_{int(player) + 1}"
+
+
+_WORDS: dict[str, tuple[str, str, Any]] = {
+    "nll": ("lowest", "held-out NLL per token", min),
+    "exact_kl": ("lowest", "exact KL to the data", min),
+    "match": ("highest", "share of answers that match", max),
+}
 
 
 def _value(phase: Phase, metric: str) -> float:
     facts = phase.facts
-    return float(facts["nll"] if metric == "nll" else facts["exact"]["kl"])
+    return float(facts["exact"]["kl"] if metric == "exact_kl" else facts[metric])

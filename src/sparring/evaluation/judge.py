@@ -1,12 +1,13 @@
 """The judge phase: how a player does on held-out prompts that nobody trained on.
 
 All players answer with the same random numbers, so that their answers differ only by what they learnt. Of
-several processes all answer and one scores.
+several processes all answer and one scores. How they are asked and scored is in asking.py.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,12 @@ import torch
 from sparring.config import at
 from sparring.data.pairs import Prompt
 from sparring.evaluation.answers import describe
-from sparring.evaluation.nll import real_logprobs
+from sparring.evaluation.asking import Row, ask, cost, exact_of, gaps, match_shares, own_logprobs, sheet_of
+from sparring.evaluation.nll import mean_nll, real_logprobs
+from sparring.evaluation.prompting.sheet import Sheet
 from sparring.evaluation.statistics import difference, per_token
 from sparring.files import write_atomic
-from sparring.generation.base import Answer
-from sparring.generation.local import LocalGenerator
-from sparring.generation.play import answer_limit, sample
-from sparring.laboratory.exact import measure
-from sparring.models.flops import Flops
+from sparring.generation.play import answer_limit
 from sparring.models.players import Player
 from sparring.models.scoring import score
 from sparring.objectives.pairwise import accuracy, margin
@@ -51,90 +50,72 @@ def judge(
     start      theta_0, against which KL is sampled and NLL compared
     opponent   the opponent's own judgement, to tell its answers from the real ones; None: no accuracy
     """
-    prompts: list[Prompt] = session.prompts(data, "eval")[:]
+    sheet = sheet_of(session, data, "eval")
     who = session.player(player) if player else Player.untrained(session.ring.base)
-    answers = _answers(session, who, prompts, data)
+    settings, limit = session.config.evaluation, answer_limit(session, data)
+    answers = ask(session, who, sheet, limit, STREAM, settings.temperature, settings.samples)
     if not session.crew.writes:
         return {}
-    session.ring.seat(who)
-    real, own = _score_both(session, prompts, answers)
-    facts: Event = {"player": _name(player), "label": label, "n": len(prompts)}
-    facts |= _likelihood(prompts, real, start, player)
-    facts["kl_start"] = 0.0 if player == start else _kl(session, prompts, answers, own, start)
+    model, base = session.ring.seat(who), session.ring.base.at(settings.temperature)
+    tokens = session.config.optimiser.micro_batch_tokens
+    real = real_logprobs(model, base, sheet.prompts, tokens) if sheet.likely else None
+    own = own_logprobs(session, model, base, answers)
+    facts: Event = {"player": name_of(player), "label": label, "n": len(sheet.plain)}
+    facts |= _likelihood(sheet.prompts, real, start, player)
+    plain = facts["nll"]  # as learning measures it, to see whether it rises
+    if sheet.prompts is not sheet.plain or settings.temperature != 1:
+        plain = mean_nll(model, session.ring.base, sheet.plain, tokens)
+    if session.config.in_laboratory and sheet.likely:
+        each = exact_of(session, model, base, sheet)
+        facts["exact"] = {name: math.fsum(one[name] for one in each) / len(each) for name in each[0]}
+    itself = player == start and settings.temperature == 1
+    facts["kl_start"] = 0.0 if itself else _kl(session, answers, own, start)
     facts |= {"accuracy": None, "margin": None}
-    if opponent is not None and iteration is not None and player is not None:
-        facts |= _tell_apart(session, prompts, real, opponent, who, iteration)
+    if opponent is not None and iteration is not None and player is not None and real is not None:
+        facts |= _tell_apart(session, sheet.prompts, real, opponent, who, iteration)
+    matched = match_shares(session, sheet, answers)
+    facts["match"] = None if matched is None else sum(matched) / len(matched)
     # one answer per prompt, as many as there are real ones: distinct-n falls with the number of answers
-    facts |= describe([row[0].ids for row in answers], [row[0].finish == "end" for row in answers])
-    shape = describe([p.real_ids for p in prompts], [p.real_ended for p in prompts])
+    facts |= describe([row[0].last.ids for row in answers], [row[0].last.finish == "end" for row in answers])
+    shape = describe([p.real_ids for p in sheet.plain], [p.real_ended for p in sheet.plain])
     facts |= {f"real_{name}": value for name, value in shape.items()}
-    if session.config.in_laboratory:
-        facts["exact"] = _exact(session, who, prompts)
+    write_atomic(folder / "answers.jsonl", _rows(session, sheet, real, answers, own))
+    session.run.log({"event": "scores", **facts})
+    passes = 2 + (not itself) + (facts["accuracy"] is not None)
+    chosen_by = {"nll": facts["nll"], "exact": facts.get("exact"), "match": facts["match"], "plain_nll": plain}
+    return {**chosen_by, **cost(session, answers, passes)}
+
+
+def _rows(session: Session, sheet: Sheet, real: list[float] | None, answers: list[Row], own: list[list[float]]) -> str:
+    """One line of JSON per prompt."""
     rows = [
         {
             "key": prompt.key,
             "prompt": session.renderer.decode(prompt.prompt_ids),
             "real": session.renderer.decode(prompt.real_ids),
-            "answer": session.renderer.decode(row[0].ids),
-            "finish": row[0].finish,
-            "real_logprob": logprob,
-            "ids": [a.ids for a in row],
+            "answer": row[0].text,
+            "finish": row[0].last.finish,
+            "real_logprob": real and real[index],
+            "ids": [one.last.ids for one in row],
             "logprobs": values,
         }
-        for prompt, logprob, row, values in zip(prompts, real, answers, own, strict=True)
+        for index, (prompt, row, values) in enumerate(zip(sheet.plain, answers, own, strict=True))
     ]
-    write_atomic(folder / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    session.run.log({"event": "scores", **facts})
-    passes = 2 + (player != start) + (facts["accuracy"] is not None)
-    return {"nll": facts["nll"], "exact": facts.get("exact"), **_cost(session, prompts, answers, passes)}
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def _cost(session: Session, prompts: Sequence[Prompt], answers: list[list[Answer]], passes: int) -> Event:
-    """Tokens and FLOPs of decoding, and of `passes` forward passes over the held-out answers."""
-    flops = Flops.of(session.ring.base.model)
-    asked = [len(p.prompt_ids) for p, row in zip(prompts, answers, strict=True) for _ in row]
-    said = [len(a.ids) for row in answers for a in row]
-    lengths = [a + b for a, b in zip(asked, said, strict=True)]
-    total = flops.decoding(asked, said) + passes * flops.forward(lengths, sum(said))
-    return {"tokens": sum(lengths), "sampled": sum(said), "flops": total}
-
-
-def _name(player: Phase | None) -> str:
+def name_of(player: Phase | None) -> str:
+    """base, sft, or an iteration's number."""
     return "base" if player is None else player.name.split("/")[0]
 
 
-def _answers(session: Session, player: Player, prompts: Sequence[Prompt], data: Phase) -> list[list[Answer]]:
-    """Sampled answers [prompt][sample]; each process gives its part."""
-    config, crew = session.config, session.crew
-    limit = answer_limit(session, data)
-    generator = LocalGenerator(session.ring.seat(player, config.generation.merge), session.ring.base, config.generation)
-    mine = range(crew.rank, len(prompts), crew.size)
-    asked = [prompts[i] for i in mine]
-    given = sample(generator, asked, config.seed, STREAM, config.evaluation.samples, limit) if asked else []
-    answers = dict(crew.gather(list(zip(mine, given, strict=True))))
-    return [answers[i] for i in range(len(prompts))]
-
-
-def _score_both(
-    session: Session, prompts: Sequence[Prompt], answers: list[list[Answer]]
-) -> tuple[list[float], list[list[float]]]:
-    """log p of the real answers, and of the sampled ones, under the seated player."""
-    model, tokens = session.ring.model, session.config.optimiser.micro_batch_tokens
-    real = real_logprobs(model, session.ring.base, prompts, tokens)
-    return real, _own(session, model, prompts, answers)
-
-
-def _own(session: Session, model: Any, prompts: Sequence[Prompt], answers: list[list[Answer]]) -> list[list[float]]:
-    rows = [(p.prompt_ids, a.ids) for p, row in zip(prompts, answers, strict=True) for a in row]
-    values = iter(score(model, session.ring.base, rows, session.config.optimiser.micro_batch_tokens))
-    return [[next(values) for _ in row] for row in answers]
-
-
-def _likelihood(prompts: Sequence[Prompt], real: list[float], start: Phase, player: Phase | None) -> Event:
+def _likelihood(prompts: Sequence[Prompt], real: list[float] | None, start: Phase, player: Phase | None) -> Event:
+    facts: Event = dict.fromkeys(("nll", "nll_low", "nll_high", "nll_difference"))
+    if real is None:
+        return facts
     tokens = [len(p.real_ids) for p in prompts]
     interval = per_token(real, tokens) or (None, None)
-    facts: Event = {"nll": -sum(real) / sum(tokens), "nll_low": interval[0], "nll_high": interval[1]}
-    facts["nll_difference"] = None
+    facts |= {"nll": -sum(real) / sum(tokens), "nll_low": interval[0], "nll_high": interval[1]}
     judged = start.folder.parent / "sft-scores"
     if player != start and judged.exists():
         gap = difference(real, [row["real_logprob"] for row in read_judged(judged)], tokens)
@@ -142,18 +123,11 @@ def _likelihood(prompts: Sequence[Prompt], real: list[float], start: Phase, play
     return facts
 
 
-def _kl(
-    session: Session,
-    prompts: Sequence[Prompt],
-    answers: list[list[Answer]],
-    own: list[list[float]],
-    start: Phase,
-) -> float:
+def _kl(session: Session, answers: Sequence[Row], own: list[list[float]], start: Phase) -> float:
     """KL(player || theta_0) per answer in nats, as the mean of log p - log p_theta_0 over the player's samples."""
     model = session.ring.seat(session.player(start))
-    theirs = _own(session, model, prompts, answers)
-    gaps = [a - b for mine, other in zip(own, theirs, strict=True) for a, b in zip(mine, other, strict=True)]
-    return sum(gaps) / len(gaps)
+    found = gaps(own, own_logprobs(session, model, session.ring.base, answers))
+    return sum(found) / len(found)
 
 
 def _tell_apart(
@@ -168,7 +142,8 @@ def _tell_apart(
     judged = read_judged(opponent.folder)
     model = session.ring.seat(player)
     rows = [(p.prompt_ids, ids) for p, row in zip(prompts, judged, strict=True) for ids in row["ids"]]
-    values = score(model, session.ring.base, rows, session.config.optimiser.micro_batch_tokens)
+    base = session.ring.base.at(session.config.evaluation.temperature)
+    values = score(model, base, rows, session.config.optimiser.micro_batch_tokens)
     samples = len(judged[0]["ids"])
     real_B = torch.ones(len(prompts), dtype=torch.float64)
     synthetic_BK = torch.ones(len(prompts), samples, dtype=torch.float64)
@@ -183,17 +158,6 @@ def _tell_apart(
         at(session.config.selfplay.beta, iteration),
     )
     return {"accuracy": accuracy(m_BK).mean().item(), "margin": m_BK.mean().item()}
-
-
-def _exact(session: Session, player: Player, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """Distances to the laboratory's known p_data, by enumeration."""
-    model, base = session.ring.seat(player), session.ring.base
-    tokens = session.config.optimiser.micro_batch_tokens
-    return measure(
-        lambda asked, answers: score(model, base, list(zip(asked, answers, strict=True)), tokens),
-        session.renderer.tokenizer,
-        [session.renderer.decode(p.prompt_ids) for p in prompts],
-    )
 
 
 def read_judged(folder: Path) -> Judged:

@@ -28,6 +28,11 @@ def measure(score: Score, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[
 
     Raises LawBroken when a prompt's valid answers have more than probability 1 in all, or a NaN.
     """
+    return world.exact(prompts, valid_logprobs(score, tokenizer, prompts))
+
+
+def valid_logprobs(score: Score, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[dict[str, float]]:
+    """For each prompt, log p in nats of every valid answer: what `world.exact` takes. Raises as `measure`."""
     valid = [list(world.answers(prompt)) for prompt in prompts]
     pairs = [tokens(tokenizer, p, text) for p, texts in zip(prompts, valid, strict=True) for text in texts]
     scores = iter(score([prompt for prompt, _ in pairs], [answer for _, answer in pairs]))
@@ -39,7 +44,7 @@ def measure(score: Score, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[
                 f"the valid answers of {prompt} have probability {total:.6g} in all, which cannot exceed 1; "
                 "score must return sums of log-probabilities over the answer's tokens, end token included"
             )
-    return world.exact(prompts, logprobs)
+    return logprobs
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,10 @@ class Base:
         tokenizer = self.renderer.tokenizer
         pad = tokenizer.pad_token_id
         return int(tokenizer.eos_token_id if pad is None else pad)
+
+    def at(self, temperature: float) -> Base:
+        """The same base, whose players are scored with their final logits divided by a temperature above 0."""
+        return replace(self, layout=replace(self.layout, temperature=temperature))
 
 
 def choose_device(config: ModelConfig) -> tuple[torch.device, torch.dtype]:

@@ -6,7 +6,7 @@ Shapes: N answer tokens, D hidden size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,23 +14,25 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from sparring.data.collate import Batch
-from sparring.models.head import Head, surprises
+from sparring.models.head import Head, confidences, surprises
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How a model is called.
 
-    packed   prompts shared in packed rows (data/packing.py); else a padded row for each answer
-    flash    packed rows with flash attention for sequences of varying length (CUDA)
-    direct   the decoder's output goes to our own head (models/head.py); else the model makes its own logits
-    why      in words, why prompts cannot be shared; empty if they are
+    packed       prompts shared in packed rows (data/packing.py); else a padded row for each answer
+    flash        packed rows with flash attention for sequences of varying length (CUDA)
+    direct       the decoder's output goes to our own head (models/head.py); else the model makes its own logits
+    why          in words, why prompts cannot be shared; empty if they are
+    temperature  the logits are divided by it (`Base.at`); 1 in training
     """
 
     packed: bool = False
     flash: bool = False
     direct: bool = False
     why: str = ""
+    temperature: float = 1.0
 
 
 def token_logprobs(model: Any, batch: Batch, layout: Layout) -> Tensor:
@@ -45,8 +47,19 @@ def token_surprises(model: Any, batch: Batch, layout: Layout) -> tuple[Tensor, T
     return surprises(head, hidden_ND, batch.targets_N)
 
 
+def token_confidences(model: Any, batch: Batch, layout: Layout) -> tuple[Tensor, Tensor]:
+    """(probability of the likeliest token, whether it is the answer's own), at every answer token, each [N]."""
+    head, hidden_ND = _outputs(model, batch, layout)
+    return confidences(head, hidden_ND, batch.targets_N)
+
+
 def _outputs(model: Any, batch: Batch, layout: Layout) -> tuple[Head, Tensor]:
     """A head, and what it takes at the positions that predict answer tokens, [N, D]."""
+    head, hidden_ND = _called(model, batch, layout)
+    return (head if layout.temperature == 1.0 else replace(head, temperature=layout.temperature)), hidden_ND
+
+
+def _called(model: Any, batch: Batch, layout: Layout) -> tuple[Head, Tensor]:
     if not layout.direct:
         return _ready_logits(model, batch)
     inner = model.get_base_model() if isinstance(model, PeftModel) else model

@@ -25,18 +25,20 @@ TILE = {"cpu": 2**23, "cuda": 2**26}
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """logits = cap·tanh(scale·(W h + b) / cap): an output layer with what some architectures do behind it.
+    """logits = cap·tanh(scale·(W h + b) / cap) / temperature: an output layer with what comes behind it.
 
     module       the output layer, perhaps with an adapter
     vocabulary   how many logits it gives
     scale        factor on the logits (Cohere, Granite)
     cap          soft cap (Gemma); None: none
+    temperature  the final logits are divided by it; 1 in training, and wherever nothing else is said
     """
 
     module: Any
     vocabulary: int
     scale: float = 1.0
     cap: float | None = None
+    temperature: float = 1.0
 
     @staticmethod
     def of(model: Any) -> Head:
@@ -57,7 +59,9 @@ class Head:
         logits_NV: Tensor = self.module(hidden_ND.contiguous()).float()
         if self.scale != 1.0:
             logits_NV = logits_NV * self.scale
-        return logits_NV if self.cap is None else self.cap * torch.tanh(logits_NV / self.cap)
+        if self.cap is not None:
+            logits_NV = self.cap * torch.tanh(logits_NV / self.cap)
+        return logits_NV if self.temperature == 1.0 else logits_NV / self.temperature
 
     def logprobs(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
         """log softmax(logits)[target] of every token in nats, fp32, [N]."""
@@ -101,6 +105,8 @@ class _OnePass(torch.autograd.Function):
                 logits_NV.div_(head.cap).tanh_().mul_(head.cap)
             target_N1 = targets_N[rows].unsqueeze(-1)
             slope_NV = None if head.cap is None or not wanted else 1 - (logits_NV / head.cap).square()
+            if head.temperature != 1.0:
+                logits_NV /= head.temperature
             chosen_N = logits_NV.gather(-1, target_N1).squeeze(-1)
             most_N = logits_NV.amax(-1)
             sum_N = logits_NV.sub_(most_N.unsqueeze(-1)).exp_().sum(-1)
@@ -108,8 +114,9 @@ class _OnePass(torch.autograd.Function):
             if gradient_ND is None:
                 continue
             # d log p(y) / d logits = 1[y] - p, in place of p
-            slant_NV = logits_NV.mul_((-head.scale / sum_N).unsqueeze(-1))
-            slant_NV.scatter_add_(-1, target_N1, torch.full_like(target_N1, head.scale, dtype=torch.float32))
+            factor = head.scale / head.temperature
+            slant_NV = logits_NV.mul_((-factor / sum_N).unsqueeze(-1))
+            slant_NV.scatter_add_(-1, target_N1, torch.full_like(target_N1, factor, dtype=torch.float32))
             if slope_NV is not None:
                 slant_NV *= slope_NV
             torch.mm(slant_NV.to(weight_VD.dtype), weight_VD, out=gradient_ND[rows])
@@ -140,3 +147,15 @@ def surprises(head: Head, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor,
         found.append((chosen_N, entropy_N, second_N - entropy_N.square()))
     logprob_N, entropy_N, variance_N = (torch.cat(parts) for parts in zip(*found, strict=True))
     return logprob_N, entropy_N, variance_N
+
+
+@torch.no_grad()
+def confidences(head: Head, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """(probability of the likeliest token, whether it is the target), fp32 [N] and bool [N]."""
+    found = []
+    for rows in tiles(len(hidden_ND), head.vocabulary, hidden_ND.device):
+        logits_NV = head.logits(hidden_ND[rows])
+        most_N, best_N = logits_NV.max(dim=-1)
+        found.append(((most_N - logits_NV.logsumexp(-1)).exp(), best_N == targets_N[rows]))
+    confidence_N, right_N = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return confidence_N, right_N

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparring.data.collate import Batch, Row, collate, micro_batches, packed_tokens
 from sparring.models.base import Base
-from sparring.models.forward import token_logprobs, token_surprises
+from sparring.models.forward import token_confidences, token_logprobs, token_surprises
 
 # Tokens scored at once on a CPU: more does not make it faster, and takes memory.
 CPU_TOKENS = 2048
@@ -110,15 +110,31 @@ class Gap:
 def sampling_gap(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> Gap:
     """The gap of some answers under the seated player. Greedy answers, a temperature or others' answers show."""
     total = variance = largest = 0.0
-    items = _neighbours(rows, tokens)
-    for chosen in split_rows(range(len(items)), [[rows[i] for i in item] for item in items], base, tokens):
-        batch = _collate(base, [rows[i] for item in chosen for i in items[item]])
+    for batch in _batches(base, rows, tokens):
         logprob_N, entropy_N, variance_N = token_surprises(model, batch, base.layout)
         surprise_N = (logprob_N + entropy_N).double()
         total += surprise_N.sum().item()
         variance += variance_N.double().clamp(min=0).sum().item()
         largest = max(largest, surprise_N.abs().max().item())
     return Gap(total, variance, largest)
+
+
+@torch.no_grad()
+def calibration(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> tuple[Tensor, Tensor]:
+    """(probability of the likeliest token, whether the answer has it) at every token of some answers, in any order.
+
+    fp32 and bool on the CPU, as many as the answers have tokens; logits are alive in tiles.
+    """
+    tokens = min(tokens, CPU_TOKENS) if base.device.type == "cpu" else tokens
+    found = [token_confidences(model, batch, base.layout) for batch in _batches(base, rows, tokens)]
+    return torch.cat([confidence.cpu() for confidence, _ in found]), torch.cat([right.cpu() for _, right in found])
+
+
+def _batches(base: Base, rows: Sequence[Row], tokens: int) -> Iterator[Batch]:
+    """All rows in micro-batches, those with the same prompt together as far as the budget goes."""
+    items = _neighbours(rows, tokens)
+    for chosen in split_rows(range(len(items)), [[rows[i] for i in item] for item in items], base, tokens):
+        yield _collate(base, [rows[i] for item in chosen for i in items[item]])
 
 
 def _chunks(items: list[list[int]], size: int) -> Iterator[list[list[int]]]:
