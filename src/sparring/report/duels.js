@@ -7,7 +7,7 @@
   const all = data.duels.flatMap(([place, prompt, real, said, notes, won]) =>
     data.matches.map(([key, name, opponent, player], index) => ({
       place, prompt, real, key, name, won: won[index],
-      sides: [opponent, player].map((who) => ({ title: data.speakers[who], text: said[who], note: notes[who] })),
+      sides: [opponent, player].map((who, side) => ({ title: data.speakers[who], role: data.roles[side], text: said[who], note: notes[who] })),
     })).filter((duel) => duel.sides.every((side) => side.text !== null)));
   for (const duel of all) {
     duel.words = [duel.prompt, duel.real, ...duel.sides.map((side) => side.text)].join("\n").toLowerCase();
@@ -38,21 +38,22 @@
   const card = (duel) => {
     const title = make("h3", "", `Prompt ${duel.place}`, " ", make("small", "", duel.name));
     if (duel.won) title.append(make("span", `tag ${duel.won}`, duel.won === "tie" ? "tie" : `${data.results[duel.won]} wins`));
-    const columns = [{ title: "real answer", text: duel.real, note: "" }, ...duel.sides].map((side) =>
-      make("div", "", make("h3", "", side.title), make("small", "", side.note), ...said(side.text)));
+    const columns = [{ title: "real answer", role: "", text: duel.real, note: "" }, ...duel.sides].map((side) =>
+      make("div", "", make("h3", "", side.title), make("small", "", [side.role, side.note].filter(Boolean).join(" · ")), ...said(side.text)));
     return make("article", "card prompt", title, ...said(duel.prompt), make("div", "answers", ...columns));
   };
 
   const show = () => {
     const words = state.q.toLowerCase();
-    const found = all.filter((duel) =>
-      (!state.won || duel.won === state.won) && (state.match === "all" || duel.key === state.match) && duel.words.includes(words));
+    const asked = all.filter((duel) => state.match === "all" || duel.key === state.match);
+    const found = asked.filter((duel) => (!state.won || duel.won === state.won) && duel.words.includes(words));
     const pages = Math.max(1, Math.ceil(found.length / PAGE));
     state.page = Math.min(Math.max(1, state.page), pages);
     const first = (state.page - 1) * PAGE;
     const part = found.slice(first, first + PAGE);
     at("list").replaceChildren(...part.map(card));
-    at("count").textContent = part.length ? `${first + 1}–${first + part.length} of ${found.length} found, ${all.length} in all` : `0 found, ${all.length} in all`;
+    const range = part.length ? `${first + 1}–${first + part.length} of ` : "";
+    at("count").textContent = `${range}${found.length} found among ${asked.length} duels`;
     at("previous").disabled = state.page === 1;
     at("next").disabled = state.page === pages;
     for (const name of ["won", "match", "q"]) if (at(name)) at(name).value = state[name];

@@ -49,6 +49,7 @@ class Browser:
 
     results  who can win: (key, label); empty when that is not known
     first    the key of the match that is shown first
+    roles    what the two sides are: the opponent's, the player's
     kind     what the matches differ in, as "iteration"
     meaning  what winning means
     total    prompts that there are, shown or not
@@ -59,6 +60,7 @@ class Browser:
     matches: tuple[Match, ...]
     results: tuple[tuple[str, str], ...]
     first: str
+    roles: tuple[str, str]
     kind: str
     meaning: str
     total: int
@@ -71,6 +73,7 @@ class Browser:
                 "speakers": self.speakers,
                 "matches": [[m.key, m.name, m.opponent, m.player] for m in self.matches],
                 "results": dict(self.results),
+                "roles": self.roles,
                 "first": self.first,
                 "head": HEAD,
                 "duels": [[d.place, d.prompt, d.real, d.said, d.notes, d.won] for d in self.duels],
@@ -100,6 +103,7 @@ def of_run(run: Run) -> Browser | None:
         matches=matches,
         results=(("real", "real answer"), ("opponent", "opponent"), ("tie", "tie")) if known else (),
         first=best if best in [match.key for match in matches] else matches[-1].key,
+        roles=("opponent", "player"),
         kind="iteration",
         meaning="The real answer wins where the player, measured from its opponent, has raised its log-prob more than "
         "that of the opponent's answer: the margin is above 0.",
@@ -127,6 +131,7 @@ def of_study(rows: Sequence[Any], labels: dict[str, str], target: str, reference
         matches=matches,
         results=(("player", "arm"), ("opponent", labels[reference]), ("tie", "tie")) if known else (),
         first=rivals[0],
+        roles=("reference", ""),
         kind="arm",
         meaning="An arm wins a prompt where the real answer has the lower NLL under it. That is about the real answer, "
         "not about the two sampled ones.",

@@ -9,7 +9,7 @@ from sparring.evaluation.statistics import Interval, difference, per_token
 from sparring.report.records import Row, Run, number, pretty, read_lines, text
 from sparring.report.tables import Cell, Column, Line, fixed, interval
 
-NAMES = {"best": "chosen", "last": "last"}
+NAMES = {"best": "", "last": " (last)"}
 
 
 def plain(value: float | None, sign: bool = False) -> str:
@@ -33,7 +33,7 @@ def tested_lines(run: Run) -> tuple[list[Column], list[Line]]:
         cells = [column.cell(row) for column in headed]
         if "nll" in shown and (found := _interval(rows)):
             cells[list(shown).index("nll")] = Cell(cells[list(shown).index("nll")].figure, interval(*found))
-        label = f"{run.label(text(row.get('player')))} ({NAMES.get(which, which)})"
+        label = run.label(text(row.get("player"))) + NAMES.get(which, f" ({which})")
         lines.append(Line(text(row.get("player")), label, tuple(cells), which == "best"))
     return headed, lines
 
