@@ -201,8 +201,8 @@ def _compare(settings: Config) -> None:
 
 
 def _conclusion(run: Path, page: Path) -> None:
-    """The result table, the verdict, the warnings, and where the report is."""
-    from sparring.report.findings import verdict, warnings_of
+    """The result table, the verdict, the warnings, where the report is, and what must not be missed."""
+    from sparring.report.findings import last_line, verdict, warnings_of
     from sparring.report.records import read_run
     from sparring.report.tables import result_rows
 
@@ -211,6 +211,8 @@ def _conclusion(run: Path, page: Path) -> None:
     for warning in warnings_of(read_run(run)):
         print(f"warning: {warning}")
     print(f"report: {page}")
+    if said := last_line(run):
+        print(said)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import json
 import math
 import re
@@ -28,7 +30,7 @@ NLL = {"base": 1.9120, "sft": 1.2480, "0": 1.2305, "1": 1.2561}
 
 
 class Page(HTMLParser):
-    """What a browser would make of the page: its elements, ids and addresses."""
+    """What a browser would make of the page: its elements, ids, addresses and scripts (type, text)."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -36,10 +38,18 @@ class Page(HTMLParser):
         self.ids: list[str] = []
         self.links: list[str] = []
         self.handlers: list[str] = []
+        self.scripts: list[tuple[str, str]] = []
+        self.policy = ""
+        self._inside: str | None = None
         self.feed(source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        given = dict(attrs)
+        if given.get("http-equiv") == "Content-Security-Policy":
+            self.policy = given["content"] or ""
+        if tag == "script":
+            self._inside = given.get("type") or "code"
         for name, value in attrs:
             if name == "id":
                 self.ids.append(value or "")
@@ -47,6 +57,21 @@ class Page(HTMLParser):
                 self.links.append(value or "")
             elif name.startswith("on"):
                 self.handlers.append(name)
+
+    def handle_data(self, data: str) -> None:
+        if self._inside is not None:
+            self.scripts.append((self._inside, data))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "script":
+            self._inside = None
+
+    def only_ours_runs(self) -> bool:
+        """Whether there is at most one script beside data, and it is the one that the policy allows."""
+        ran = [source for kind, source in self.scripts if kind != "application/json"]
+        digests = [base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() for source in ran]
+        allowed = re.findall(r"script-src ([^;]*)", self.policy)
+        return len(ran) <= 1 and len(allowed) == 1 and all(allowed[0] == f"'sha256-{one}'" for one in digests)
 
 
 # ---------------------------------------------------------------- a fake run folder
@@ -296,7 +321,7 @@ def test_side_by_side_says_who_opposed_whom(page: str) -> None:
     assert "θ₁ learnt to tell real answers from those of θ₀ (SFT); θ₂ learnt" in page
     assert page.count('class="card prompt"') == 3  # evaluation.show
     assert "learnt against θ₁" in page
-    assert page.count("cut at the length limit") == 3
+    assert page.split("<script")[0].count("cut at the length limit") == 3
 
 
 def test_tables(whole: Path) -> None:
@@ -332,7 +357,8 @@ def test_how_to_make_it_again(page: str) -> None:
 
 def test_hostile_text_stays_text(whole: Path, page: str) -> None:
     seen = Page(page)
-    assert "script" not in seen.tags
+    assert [kind for kind, _ in seen.scripts] == ["application/json", "code"]
+    assert seen.only_ours_runs()
     assert "img" not in seen.tags
     assert not seen.handlers
     assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in page
@@ -350,14 +376,16 @@ def test_hostile_names_and_labels(tmp_path: Path) -> None:
     rows.append(phase(HOSTILE, 3.0, **{HOSTILE: 3}))
     folder = make_run(tmp_path / "run", rows, lock(name=HOSTILE), best())
     seen = Page(page_of(folder))
-    assert "script" not in seen.tags
+    assert seen.only_ours_runs()
     assert "img" not in seen.tags
 
 
 def test_nothing_is_loaded_from_anywhere(page: str) -> None:
     seen = Page(page)
     assert all(link.startswith("#") for link in seen.links)
-    assert set(seen.tags).isdisjoint({"link", "iframe", "img", "script", "object"})
+    assert set(seen.tags).isdisjoint({"link", "iframe", "img", "object", "form"})
+    assert seen.only_ours_runs()
+    assert seen.policy.startswith("default-src 'none'")
     assert "@import" not in page
     assert not re.search(r"url\((?!#)", page)
 
@@ -378,6 +406,7 @@ def test_text_that_no_file_can_hold(tmp_path: Path) -> None:
     row = r'{"prompt": "lone \ud800 and null \u0000 \u001b[31m", "real": "r", "answer": "", "finish": "end"}'
     (place / "answers.jsonl").write_text(row + "\n", encoding="utf-8")
     page = page_of(folder)
+    assert "script" not in Page(page).tags  # no iteration has been judged: there are no duels
     assert "\x00" not in page
     assert "\x1b" not in page
     assert "(empty)" in page
