@@ -48,6 +48,9 @@ class Known:
     matched: bool = True
 
 
+_GOES_ON: Settings = {"selfplay.negatives": "none", "selfplay.hold": "continue"}
+
+
 def _anchored(config: Config) -> Settings:
     return {"selfplay.anchor": config.selfplay.anchor or 0.2}
 
@@ -56,7 +59,7 @@ def _of_rank(config: Config) -> Settings:
     """As many numbers as all of self-play's adapters together would have, at the same scale alpha/r."""
     times = max(1, config.selfplay.iterations)
     rank = {"method.r": times * config.method.r, "method.alpha": times * config.method.alpha}
-    return {"selfplay.negatives": "none", "selfplay.iterations": 1, **rank}
+    return {**_GOES_ON, **rank}
 
 
 def _control(negatives: str) -> Callable[[Config], Settings]:
@@ -67,11 +70,10 @@ def _prompted(style: str) -> Settings:
     return {"sft.epochs": 0, "selfplay.iterations": 0, "evaluation.prompting.style": style}
 
 
-_GOES_ON = {"selfplay.negatives": "none", "selfplay.iterations": 1, "selfplay.hold": "continue"}
 _NOT_PLAYED: dict[str, Any] = {"key": None, "matched": False}
 KNOWN: dict[str, Known] = {
     "sft": Known("SFT", "fine-tuning alone: θ_0, where all others start", {"selfplay.iterations": 0}, **_NOT_PLAYED),
-    "continued": Known("continued SFT", "fine-tuning goes on with the same adapter", _GOES_ON),
+    "continued": Known("continued SFT", "fine-tuning goes on with the same adapter, in as many parts as self-play has iterations", _GOES_ON),
     "stages": Known(
         "staged SFT",
         "fine-tuning goes on in as many stages as self-play has, each merged and begun again with a fresh adapter",

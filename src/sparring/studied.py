@@ -18,7 +18,7 @@ from sparring.arms import Arm
 from sparring.config import CompareConfig, Config
 from sparring.evaluation.metrics import METRICS, Metric, columns
 from sparring.evaluation.paired import Difference, compare, holm, mcnemar, mean_interval
-from sparring.evaluation.verdicts import judgement
+from sparring.evaluation.verdicts import headline, judgement
 from sparring.files import read_json, write_atomic
 from sparring.folder import METRICS as METRICS_FILE
 from sparring.folder import read_lines
@@ -59,13 +59,10 @@ def bring_together(
         against: {one.arm.name: _differences(measured[one.arm.name], measured[against]) for one in ran}
         for against in dict.fromkeys((asked.reference, "sft"))
     }
-    family = {
-        name: found[asked.primary].p for name, found in differences[asked.reference].items() if asked.primary in found
-    }
-    family.pop(asked.reference, None)
-    adjusted = holm(family)
-    arms = [_arm(folder, config, asked, one, measured[one.arm.name], differences, adjusted) for one in ran]
+    adjusted = _family(asked, differences[asked.reference])
     labels = {one.arm.name: one.arm.label for one in ran}
+    words = _Words(asked, labels, adjusted)
+    arms = [_arm(folder, words, one, measured, differences) for one in ran]
     lock = read_run(ran[0].folders[0]).lock
     content = {
         "name": config.name,
@@ -77,10 +74,10 @@ def bring_together(
         "reference": asked.reference,
         "smallest": asked.smallest,
         "test_prompts": len(measured[asked.target].best[0]),
-        "headline": _headline(asked, differences, adjusted, labels, arms),
+        "headline": words.headline(arms, differences[asked.reference]),
         "notes": _notes(asked, ran, history),
         "warnings": list(dict.fromkeys(text for arm in arms for run in arm["runs"] for text in run["warnings"])),
-        "family": [f"{name} vs {asked.reference}" for name in family],
+        "family": [f"{name} vs {asked.reference}" for name in adjusted],
         "command": command,
         "config": config.model_dump(mode="json"),
         "versions": lock.get("versions", {}),
@@ -146,10 +143,56 @@ def _differences(mine: Measured, theirs: Measured) -> dict[str, Difference]:
     return found
 
 
+def _family(asked: CompareConfig, found: Mapping[str, Mapping[str, Difference]]) -> dict[str, float]:
+    """Holm's p of every arm against the reference on the primary metric: the family that was declared."""
+    family = {}
+    for name, of_metric in found.items():
+        p = of_metric[asked.primary].p if asked.primary in of_metric else None
+        if name != asked.reference and p is not None:
+            family[name] = p
+    return holm(family)
+
+
 def _exact_match_p(mine: Measured, theirs: Measured) -> float | None:
     """McNemar's p for greedy exact match; None where it was not measured."""
     a, b = (_matrices(METRICS["match_greedy"], one.best) for one in (mine, theirs))
     return None if a is None or b is None else mcnemar(a[0], b[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """What is said of a difference. `adjusted` holds Holm's p of each arm against the reference."""
+
+    asked: CompareConfig
+    labels: Mapping[str, str]
+    adjusted: Mapping[str, float]
+
+    def headline(self, arms: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[str, Difference]]) -> str:
+        """The verdict: target against reference on the primary metric."""
+        asked, name = self.asked, self.asked.primary
+        difference = found[asked.target].get(name)
+        if difference is None:
+            return f"{METRICS[name].label} was not measured for both {asked.target} and {asked.reference}: no verdict."
+        means = {arm["label"]: arm["values"][name]["mean"] for arm in arms if name in arm["values"]}
+        target, reference = self.labels[asked.target], self.labels[asked.reference]
+        holm_p, many = self.adjusted.get(asked.target), len(self.adjusted)
+        return headline(METRICS[name], means, target, reference, difference, holm_p, asked.smallest, many)
+
+    def of(self, arm: str, against: str, name: str, found: Difference) -> dict[str, Any]:
+        """A difference as study.json keeps it. Only the primary metric against the reference is in the family."""
+        primary = name == self.asked.primary
+        holm_p = self.adjusted.get(arm) if primary and against == self.asked.reference else None
+        smallest = self.asked.smallest if primary else None
+        names = (self.labels[arm], self.labels[against])
+        many = len(self.adjusted) if holm_p is not None else None
+        return {
+            "mean": found.mean,
+            "low": found.low,
+            "high": found.high,
+            "p": found.p,
+            "holm": holm_p,
+            "words": judgement(METRICS[name], found, holm_p, smallest, names, many),
+        }
 
 
 # ---------------------------------------------------------------- an arm
@@ -157,62 +200,45 @@ def _exact_match_p(mine: Measured, theirs: Measured) -> float | None:
 
 def _arm(
     folder: Path,
-    config: Config,
-    asked: CompareConfig,
+    words: _Words,
     ran: Ran,
-    measured: Measured,
+    measured: Mapping[str, Measured],
     differences: Mapping[str, Mapping[str, Mapping[str, Difference]]],
-    adjusted: Mapping[str, float],
 ) -> dict[str, Any]:
-    arm = ran.arm
-    runs = [
-        _run(folder, path, seed, measured, i)
-        for i, (path, seed) in enumerate(zip(ran.folders, asked.seeds, strict=True))
-    ]
+    arm, mine = ran.arm, measured[ran.arm.name]
+    seeds = words.asked.seeds
+    runs = [_run(folder, path, seed, rows) for path, seed, rows in zip(ran.folders, seeds, mine.best, strict=True)]
+    against = {}
+    for other, of_arm in differences.items():
+        if other != arm.name:
+            against[other] = {name: words.of(arm.name, other, name, one) for name, one in of_arm[arm.name].items()}
+            exact = _exact_match_p(mine, measured[other])
+            if exact is not None:
+                against[other]["match_greedy"]["mcnemar"] = exact
+    grid = {"key": arm.key, "values": arm.values, "validation": ran.validation, "chosen": ran.chosen}
     return {
         "name": arm.name,
         "label": arm.label,
         "what": arm.what,
         "settings": dict(arm.settings),
-        "grid": {"key": arm.key, "values": arm.values, "validation": ran.validation, "chosen": ran.chosen}
-        if arm.values
-        else None,
-        "values": _values(measured.best, measured.facts),
-        "last": _values(measured.last, []),
-        "against": {
-            against: {
-                name: _said(asked, name, difference, adjusted.get(arm.name) if against == asked.reference else None)
-                for name, difference in of_arm[arm.name].items()
-            }
-            for against, of_arm in differences.items()
-            if against != arm.name
-        },
+        "grid": grid if arm.values else None,
+        "values": _values(mine.best, mine.facts),
+        "last": _values(mine.last, []),
+        "against": against,
         "budget": _mean([run["budget"] for run in runs]),
         "whole": _mean([run["whole"] for run in runs]),
         "runs": runs,
     }
 
 
-def _said(asked: CompareConfig, name: str, found: Difference, adjusted: float | None) -> dict[str, Any]:
-    primary = name == asked.primary
-    return {
-        "mean": found.mean,
-        "low": found.low,
-        "high": found.high,
-        "p": found.p,
-        "holm": adjusted if primary else None,
-        "words": judgement(METRICS[name], found, adjusted if primary else None, asked.smallest if primary else None),
-    }
-
-
-def _run(study: Path, folder: Path, seed: int, measured: Measured, index: int) -> dict[str, Any]:
+def _run(study: Path, folder: Path, seed: int, rows: Rows) -> dict[str, Any]:
     best = read_json(folder / "best" / "best.json")
     record = read_run(folder)
     play = spent_on_play(folder, len(record.iterations))
     start = spent(folder / "sft")
     values = {}
     for name, metric in METRICS.items():
-        both = columns(metric, measured.best[index])
+        both = columns(metric, rows)
         if both is not None:
             values[name] = sum(both[0]) / sum(both[1])
     return {

@@ -235,8 +235,20 @@ def _best(folder: Path) -> float:
     return float(read_json(folder / "best" / "best.json")["value"])
 
 
+def _finished(task: Task) -> bool:
+    """Whether a run was brought to its end with this very config; the study has seen to base and data."""
+    lock = task.folder / "run.lock.yaml"
+    if not (task.folder / "report.html").exists() or not lock.exists():
+        return False
+    kept: Any = yaml.safe_load(lock.read_text(encoding="utf-8"))["config"]
+    mine = json.loads(json.dumps(task.config.model_dump(mode="json")))
+    return all(kept.get(key) == value for key, value in mine.items() if key not in ("runs", "threads"))
+
+
 def _run(task: Task, start: Path | None) -> tuple[Path, float]:
     begun = time.monotonic()
+    if _finished(task):
+        return task.folder, 0.0
     folder = run_job(task.config, like=start, command=f"one run of sparring compare: {task}")
     return folder, time.monotonic() - begun
 
