@@ -6,7 +6,7 @@ arm's. `duels.js` shows what stands in `island`; without a script the page shows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,9 +178,10 @@ def _cut(said: str) -> str:
     return said if left <= 0 else f"{said[:LONGEST]} … ({left} more characters are left out of this page)"
 
 
-def _within(duels: Any) -> tuple[Duel, ...]:
+def _within(duels: Iterable[Duel]) -> tuple[Duel, ...]:
     """The first duels, as many as a page should hold."""
-    kept, held = [], 0
+    kept: list[Duel] = []
+    held = 0
     for duel in duels:
         held += sum(len(said) for said in (duel.prompt, duel.real, *duel.said) if said)
         if kept and held > MOST_TEXT:

@@ -55,9 +55,9 @@ def tested(run: Run) -> list[str]:
     return ["## On the test split, which chose nothing", lined(shown, lines), *([inline(notes)] if notes else [])]
 
 
-def lined(shown: Sequence[Column], lines: Sequence[Line], first: str = "player") -> str:
-    """A table of one line per player or arm."""
-    rows = [[f"{line.label} ★" if line.best else line.label, *(str(cell) for cell in line.cells)] for line in lines]
+def lined(shown: Sequence[Column], lines: Sequence[Line], first: str = "player", star: str = " ★") -> str:
+    """A table of one line per player or arm; `star` marks the best."""
+    rows = [[f"{line.label}{star}" if line.best else line.label, *(str(cell) for cell in line.cells)] for line in lines]
     return table([first, *(column.heading for column in shown)], rows)
 
 

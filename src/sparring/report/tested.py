@@ -14,8 +14,16 @@ NAMES = {"best": "", "last": " (last)"}
 
 def plain(value: float | None, sign: bool = False) -> str:
     """A number of any yardstick: fewer digits the larger it is."""
-    digits = 4 if value is None or abs(value) < 10 else 2 if abs(value) < 1000 else 0
-    return fixed(value, digits, sign)
+    return fixed(value, _digits(value), sign)
+
+
+def ranged(low: float | None, high: float | None, sign: bool = False) -> str:
+    """An interval of any yardstick, both ends with the same digits; empty where there is none."""
+    return interval(low, high, min(_digits(low), _digits(high)), sign)
+
+
+def _digits(value: float | None) -> int:
+    return 4 if value is None or abs(value) < 10 else 2 if abs(value) < 1000 else 0
 
 
 def tested_lines(run: Run) -> tuple[list[Column], list[Line]]:
