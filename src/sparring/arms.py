@@ -73,7 +73,11 @@ def _prompted(style: str) -> Settings:
 _NOT_PLAYED: dict[str, Any] = {"key": None, "matched": False}
 KNOWN: dict[str, Known] = {
     "sft": Known("SFT", "fine-tuning alone: θ_0, where all others start", {"selfplay.iterations": 0}, **_NOT_PLAYED),
-    "continued": Known("continued SFT", "fine-tuning goes on with the same adapter, in as many parts as self-play has iterations", _GOES_ON),
+    "continued": Known(
+        "continued SFT",
+        "fine-tuning goes on with the same adapter, in as many parts as self-play has iterations",
+        _GOES_ON,
+    ),
     "stages": Known(
         "staged SFT",
         "fine-tuning goes on in as many stages as self-play has, each merged and begun again with a fresh adapter",

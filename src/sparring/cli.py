@@ -190,14 +190,15 @@ def _check(settings: Config, as_json: bool) -> None:
 
 
 def _compare(settings: Config) -> None:
-    from sparring.report.study_page import conclusion
+    from sparring.report.study import read_study
+    from sparring.report.study_tables import brief_rows
     from sparring.study import run_study
 
     folder = run_study(settings, command=shlex.join(["sparring", *sys.argv[1:]]))
-    header, rows, verdict = conclusion(folder)
+    study = read_study(folder)
     print()
-    _table(header, rows)
-    print(f"\n{verdict}\nreport: {folder / 'report.html'}")
+    _table(*brief_rows(study))
+    print(f"\n{study.said('headline')}\nreport: {folder / 'report.html'}")
 
 
 def _conclusion(run: Path, page: Path) -> None:

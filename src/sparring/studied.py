@@ -17,7 +17,7 @@ from sparring.allowance import spent, spent_on_play
 from sparring.arms import Arm
 from sparring.config import CompareConfig, Config
 from sparring.evaluation.metrics import METRICS, Metric, columns
-from sparring.evaluation.paired import Difference, compare, holm, mcnemar, mean_interval
+from sparring.evaluation.paired import CLAIM, Difference, compare, holm, mcnemar, mean_interval
 from sparring.evaluation.verdicts import headline, judgement
 from sparring.files import read_json, write_atomic
 from sparring.folder import METRICS as METRICS_FILE
@@ -28,6 +28,7 @@ from sparring.report.study_page import write_study
 
 Rows = list[dict[str, Any]]
 DUELS = 200
+APART = 0.05  # share by which budgets may differ before it is said
 UNITS = ("steps", "tokens", "flops", "seconds")
 
 
@@ -76,7 +77,7 @@ def bring_together(
         "test_prompts": len(measured[asked.target].best[0]),
         "headline": words.headline(arms, differences[asked.reference]),
         "notes": _notes(asked, ran, history),
-        "warnings": list(dict.fromkeys(text for arm in arms for run in arm["runs"] for text in run["warnings"])),
+        "warnings": _warnings(asked, ran, arms),
         "family": [f"{name} vs {asked.reference}" for name in adjusted],
         "command": command,
         "config": config.model_dump(mode="json"),
@@ -280,6 +281,24 @@ def _notes(asked: CompareConfig, ran: Sequence[Ran], history: list[dict[str, Any
             f"{', '.join(history[0]['arms'])} with seeds {', '.join(map(str, history[0]['seeds']))}."
         )
     return notes
+
+
+def _warnings(asked: CompareConfig, ran: Sequence[Ran], arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is wrong with the study itself; its runs' warnings stand beside them."""
+    found = []
+    if asked.match == "seconds" and asked.jobs > 1:
+        found.append(f"{asked.jobs} runs shared the machine while seconds were made equal: their clocks are rough")
+    spent = {arm["name"]: arm["budget"][asked.match] for arm in arms}
+    goal = spent[asked.target]
+    for one in ran:
+        if one.arm.matched and goal and abs(spent[one.arm.name] / goal - 1) > APART:
+            found.append(
+                f"{one.arm.label} spent {spent[one.arm.name] / goal:.0%} of the target's {asked.match}: an iteration of "
+                "one of them was stopped early, or a step cannot be cut"
+            )
+    if len(asked.seeds) < CLAIM:
+        found.append(f"{len(asked.seeds)} seeds: a claim needs {CLAIM} or more")
+    return found
 
 
 def _duels(asked: CompareConfig, measured: Mapping[str, Measured]) -> list[dict[str, Any]]:

@@ -60,8 +60,8 @@ def judgement(
         )
     elif found == "negligible":
         said = (
-            f"{mine} and {theirs} in {metric.label}: the difference is of no practical size, less than {_short(smallest)} "
-            f"({size}, {many})."
+            f"{mine} and {theirs} in {metric.label}: the difference is of no practical size, less than "
+            f"{_short(smallest)} ({size}, {many})."
         )
     elif found == "uncertain":
         said = (
@@ -96,7 +96,9 @@ def headline(
     size = f"{figures(metric, difference)}, {sample(difference)}"
     reasons = {
         "none": f"no difference seen in {metric.label}, at most {_at_most(difference)} ({size})",
-        "negligible": f"the difference in {metric.label} is of no practical size, less than {_short(smallest)} ({size})",
+        "negligible": (
+            f"the difference in {metric.label} is of no practical size, less than {_short(smallest)} ({size})"
+        ),
         "uncertain": f"{_way(metric, difference)} in {metric.label}, but {_not_certain(holm_p, comparisons)} ({size})",
         "worse": f"it is worse in {metric.label} ({size})",
     }

@@ -29,6 +29,20 @@ def comparisons(study: Study) -> tuple[list[str], list[list[str]]]:
     return ["arm", "against", f"Δ {study.primary.label} [95 %]", "p", "p (Holm)", "in words"], rows
 
 
+def brief_rows(study: Study) -> tuple[list[str], list[list[str]]]:
+    """For the terminal: every arm's primary metric, what was chosen for it, and its difference to the reference."""
+    key = study.primary.key
+    rows = []
+    for arm in study.arms:
+        row = arm.against.get(study.reference, {}).get(key)
+        chosen = f"{text(arm.grid.get('key')).split('.')[-1]} {_value(arm.grid.get('chosen'))}" if arm.grid else MISSING
+        mean = _cell(arm.values.get(key), study.primary, False).figure
+        told = [MISSING, MISSING] if row is None else [_signed(row), chance(number(row, "holm"))]
+        rows.append([arm.label, chosen, mean, *told])
+    name = study.primary.label
+    return ["arm", "chosen", name, f"Δ {name} to {study.label(study.reference)} [95 %]", "p (Holm)"], rows
+
+
 def measures(study: Study, against: str = "") -> tuple[list[Column], list[Line]]:
     """A line per metric and a column per arm: values, or with `against` the differences to that arm."""
     arms = [arm for arm in study.arms if not against or arm.name != against]
