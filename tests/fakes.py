@@ -164,6 +164,7 @@ def answers(player: str) -> list[dict[str, Any]]:
             "real": f"real {index}\nsecond line",
             "answer": f"{player} says {index} {HOSTILE}",
             "finish": "length" if index == 1 else "end",
+            "margin": 0.5 * (index - 2) if player.isdecimal() else None,
         }
         for index in range(5)
     ]
