@@ -5,14 +5,12 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
-import subprocess
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fakes import HOSTILE, Page, best, events, lock, make_run
+from tests.fakes import HOSTILE, Page, best, events, lock, make_run, needs_chromium, opened
 
 from sparring.report import duels
 from sparring.report.duels import Browser, folded, of_run, of_study
@@ -20,9 +18,6 @@ from sparring.report.frame import island
 from sparring.report.page import write_report
 from sparring.report.records import read_run
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
 PLAYERS = ("base", "sft", "0", "1")
 EVIL = "</script><script>document.title='ran'</script><!--<script> \u2028 \u202e abc \x1b[31m"
 
@@ -109,6 +104,8 @@ def test_folded_texts_lose_nothing() -> None:
     assert folded("short") == ("short", "")
     head, rest = folded("ab" * 400)
     assert (len(head), head + rest) == (duels.HEAD, "ab" * 400)
+    head, rest = folded("line\n" * 20)
+    assert (head.count("\n"), head + rest) == (duels.LINES - 1, "line\n" * 20)
 
 
 def test_a_study_shows_each_arm_beside_the_reference() -> None:
@@ -149,7 +146,7 @@ def test_hostile_data_stays_data(tmp_path: Path) -> None:
     assert seen.only_ours_runs()
     held = json.loads(seen.scripts[0][1])["duels"][0]
     assert held[1].startswith("</script><script>document.title")
-    assert "\x1b" not in held[1]
+    assert not set("\x1b\u202e") & set(held[1])
 
 
 def test_the_script_is_small_and_writes_only_text() -> None:
@@ -167,19 +164,9 @@ def test_the_first_few_stand_there_without_a_script(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- in a browser
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium or chrome is installed to open the page in")
+@needs_chromium
 class TestInABrowser:
     """Each test opens the page with a link that carries filters, and reads what it became."""
-
-    @staticmethod
-    def opened(page: Path, tmp_path: Path, fragment: str = "") -> tuple[str, list[str]]:
-        """(the document after its script ran, what went to the console)."""
-        command = [
-            CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
-            f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{page}{fragment}",
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
     @pytest.fixture(scope="class")
     def page(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -207,7 +194,7 @@ class TestInABrowser:
         ],
     )
     def test_filters(self, page: Path, tmp_path: Path, fragment: str, count: str, prompts: list[int]) -> None:
-        seen, console = self.opened(page, tmp_path, fragment)
+        seen, console = opened(page, tmp_path, fragment)
         listed = seen.split('id="duels-list"')[1].split('id="duels-few"')[0]
         assert f'role="status">{count}</span>' in seen
         assert [int(place) for place in re.findall(r"<h3>Prompt (\d+)", listed)] == prompts
@@ -215,7 +202,7 @@ class TestInABrowser:
         assert "<title>demo · Sparring</title>" in seen
 
     def test_a_long_answer_is_folded_and_whole(self, page: Path, tmp_path: Path) -> None:
-        seen, _ = self.opened(page, tmp_path, "#q=%CE%B6%CE%AE%CF%84%CE%B1")
+        seen, _ = opened(page, tmp_path, "#q=%CE%B6%CE%AE%CF%84%CE%B1")
         listed = seen.split('id="duels-list"')[1].split('id="duels-few"')[0]
         assert listed.count("<summary>1404 more characters</summary>") == 2
         texts = [html.unescape(text) for text in re.findall(r'<p class="said" dir="auto">(.*?)</p>', listed, re.DOTALL)]
@@ -225,7 +212,7 @@ class TestInABrowser:
         changed = tmp_path / "changed.html"
         source = page.read_text(encoding="utf-8")
         changed.write_text(source.replace('"use strict";', 'document.title = "ran";', 1), encoding="utf-8")
-        seen, console = self.opened(changed, tmp_path)
+        seen, console = opened(changed, tmp_path)
         assert "<title>demo · Sparring</title>" in seen
         assert '<div id="duels-browser" hidden' in seen
         assert any("Content Security Policy" in line for line in console)

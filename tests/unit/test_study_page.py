@@ -303,6 +303,21 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert len(seen.ids) == len(set(seen.ids))
 
 
+@fakes.needs_chromium
+@pytest.mark.parametrize(
+    ("fragment", "count"),
+    [
+        ("", "1–20 of 150 found among 150 duels"),
+        ("#match=spin&q=149%2B149", "1–1 of 1 found among 150 duels"),
+        ("#match=all&q=spin+says+7+", "1–1 of 1 found among 300 duels"),
+    ],
+)
+def test_duels_of_a_study_in_a_browser(whole: Path, tmp_path: Path, fragment: str, count: str) -> None:
+    seen, console = fakes.opened(whole / "report.html", tmp_path, fragment)
+    assert f'role="status">{count}</span>' in seen
+    assert console == []
+
+
 # ---------------------------------------------------------------- unfinished and odd studies
 
 

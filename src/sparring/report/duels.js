@@ -28,7 +28,8 @@
       return made;
     };
     if (!whole) return [make("p", "muted", "(empty)")];
-    const head = whole.slice(0, data.head).replace(/[\ud800-\udbff]$/, "");
+    const [characters, lines] = data.head;
+    const head = whole.slice(0, characters).replace(/[\ud800-\udbff]$/, "").split("\n").slice(0, lines).join("\n");
     if (head.length === whole.length) return [text(whole)];
     const rest = whole.slice(head.length);
     const more = make("summary", "", `${[...rest].length} more characters`);
