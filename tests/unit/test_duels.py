@@ -216,3 +216,26 @@ class TestInABrowser:
         assert "<title>demo · Sparring</title>" in seen
         assert '<div id="duels-browser" hidden' in seen
         assert any("Content Security Policy" in line for line in console)
+
+    def test_controls_change_what_is_shown_and_the_link(self, page: Path, tmp_path: Path) -> None:
+        driven = tmp_path / "driven.html"
+        source = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
+        hand = """<script>
+          const at = (name) => document.getElementById(`duels-${name}`);
+          const give = (name, value) => { at(name).value = value; at(name).dispatchEvent(new Event("input")); };
+          at("next").click();
+          const paged = at("count").textContent;
+          give("won", "real"); give("match", "all"); give("q", "+1=");
+          at("next").click(); at("previous").click(); at("next").click();
+          document.title = [paged, at("count").textContent, location.hash, at("next").disabled].join(" | ");
+        </script></body>"""
+        driven.write_text(source.replace("</body>", hand), encoding="utf-8")
+        seen, console = opened(driven, tmp_path)
+        title = html.unescape(re.findall(r"<title>(.*?)</title>", seen)[0])
+        assert title.split(" | ") == [
+            "21–40 of 60 found among 60 duels",
+            "21–40 of 40 found among 120 duels",
+            "#won=real&match=all&q=%2B1%3D&page=2",
+            "true",
+        ]
+        assert console == []
