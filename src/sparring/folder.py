@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sparring.errors import RunError
-from sparring.files import fingerprint_file, read_json
+from sparring.files import fingerprint_file, read_json, remove, write_atomic
 
 Event = dict[str, Any]
 MARKER = "phase.json"
@@ -41,6 +42,40 @@ def digests(partial: Path) -> dict[str, str | None]:
     names = [path.relative_to(partial) for path in files]
     kept = [name for name in names if name.parts[0] not in (MARKER, CLOCK, CHECKPOINTS)]
     return {name.as_posix(): fingerprint_file(partial / name) if name.name != METRICS else None for name in kept}
+
+
+def borrow(lent: Path, partial: Path, fingerprint: str) -> None:
+    """Copy another run's finished phase, as if it had been made here."""
+    marker = read_marker(lent)
+    if read_marker(partial) == {**marker, "fingerprint": fingerprint}:
+        return
+    remove(partial)
+    partial.mkdir(parents=True)
+    for name in marker["files"]:
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(lent / name, partial / name)
+    write_atomic(partial / MARKER, json.dumps({**marker, "fingerprint": fingerprint}))
+
+
+# What a phase is made from, of all that a run is: settings (their sections), base, data. Self-play's are left out.
+_DATA = ("seed", "model", "data", "computed on", "base fingerprint", "data fingerprint", "template fingerprint")
+_SFT = (*_DATA, "method", "sft", "optimiser")
+MADE_FROM = {"data": _DATA, "sft": _SFT}
+MADE_FROM |= dict.fromkeys(("sft-scores", "base-scores"), (*_SFT, "generation", "evaluation"))
+
+
+def lender(folder: Path, same: Event) -> Callable[[str], Path | None]:
+    """Finished phases before self-play in another run's folder that were made as a run of `same` would make them."""
+    theirs = same_of(folder / "run.lock.yaml")
+    mine = json.loads(json.dumps(same))
+
+    def lend(name: str) -> Path | None:
+        found = folder / name
+        if name not in MADE_FROM or not found.exists():
+            return None
+        return found if all(mine.get(part) == theirs.get(part) for part in MADE_FROM[name]) else None
+
+    return lend
 
 
 def same_of(path: Path) -> Any:

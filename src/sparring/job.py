@@ -20,6 +20,7 @@ from sparring.data.messages import Renderer
 from sparring.errors import InputError
 from sparring.evaluation.prompting.sheet import read_rules
 from sparring.files import digest
+from sparring.folder import lender
 from sparring.machine import available_threads
 from sparring.models.base import choose_device, find_base, fingerprint_folder, load_renderer, read_config
 from sparring.report.page import write_report
@@ -42,8 +43,11 @@ def run_folder(config: Config) -> Path:
     return Path(config.runs) / name
 
 
-def open_session(config: Config, run: Run, command: str = "") -> Session:
-    """Find base and data, check them, and claim the run folder; loads no weights."""
+def open_session(config: Config, run: Run, command: str = "", like: Path | None = None) -> Session:
+    """Find base and data, check them, and claim the run folder; loads no weights.
+
+    like  another run's folder: what it has made in the same way before self-play is copied, not made again
+    """
     missing = [name for name in config.track if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
@@ -52,6 +56,8 @@ def open_session(config: Config, run: Run, command: str = "") -> Session:
     found = identify(config)
     facts = {"command": command, **_facts(config, found, run.crew.size)}
     run.claim(config.model_dump(mode="json"), facts, found.same)
+    if like is not None:
+        run.lender = lender(like, found.same)
     return Session(config, run, found.renderer, found.base_folder, found.loaded)
 
 
@@ -89,15 +95,21 @@ def identify(config: Config) -> Found:
     return Found(base_folder, renderer, loaded, same)
 
 
-def run_job(config: Config, listeners: Sequence[Callable[[Event], None]] = (), command: str = "") -> Path:
+def run_job(
+    config: Config,
+    listeners: Sequence[Callable[[Event], None]] = (),
+    command: str = "",
+    like: Path | None = None,
+) -> Path:
     """The whole job; returns the run folder. Called again after a kill, it goes on from there.
 
     In each process that torchrun or accelerate started it does a part of the job, and one writes.
     command  what the user typed, for the report
+    like     another run's folder, with the same beginning
     """
     with muster() as crew, Run(run_folder(config), crew) as run:
         run.listeners += listeners
-        self_play(open_session(config, run, command))
+        self_play(open_session(config, run, command, like))
         run.gather()
         if crew.writes:
             write_report(run.folder)

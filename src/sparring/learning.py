@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sparring.config import at, learning_rate
+from sparring.allowance import Cost, epochs_within
+from sparring.config import learning_rate
 from sparring.data.collate import Row
 from sparring.data.pairs import Pair, Prompt, Rows
 from sparring.errors import LawBroken
@@ -40,7 +41,7 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     if config.epochs == 0:
         if session.crew.writes:
             session.ring.save_untrained(folder, hold)
-        return {"stopped": None, "tokens": 0, "flops": 0}
+        return {"stopped": None, "steps": 0, "tokens": 0, "flops": 0}
     model = session.ring.challenge(start, session.seed("sft adapter"), session.config.method.dropout)
     prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
     longest = rows[int(np.argmax(np.add(prompts, real)))]
@@ -58,7 +59,7 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     items = [item for step in steps for item in step]
     lengths = [prompts[i] + real[i] - 1 for i in items]
     flops = Flops.of(model).training(lengths, sum(real[i] for i in items))
-    return {"stopped": None, "tokens": sum(lengths), "flops": flops}
+    return {"stopped": None, "steps": len(steps), "tokens": sum(lengths), "flops": flops}
 
 
 # ---------------------------------------------------------------- learning
@@ -87,7 +88,11 @@ def learn(
     sizes = _sizes(session.ring.base, rows)
     budget = _budget(session, folder, pair_rows(rows[int(np.argmax(sizes))]))
     task = PairTask(session.ring.base, rows, config.selfplay, iteration, budget.tokens, pairs.facts["noise"])
-    epochs = at(config.selfplay.epochs, iteration)
+    flops, (lengths, scored) = Flops.of(model), _trained_lengths(rows, range(len(rows)))
+    once = Cost(
+        math.ceil(len(rows) / config.selfplay.batch_size), sum(sizes), flops.training(lengths, scored, sum(sizes))
+    )
+    epochs = epochs_within(session, folder, iteration, once)
     steps = plan_steps(len(rows), config.selfplay.batch_size, epochs, session.seed("order", iteration))
     stopped = fit(
         session.run, folder, session.ring, task, steps,
@@ -106,7 +111,36 @@ def learn(
     items = [item for step in steps[:done] for item in step]
     lengths, scored = _trained_lengths(rows, items)
     tokens = sum(sizes[item] for item in items)
-    return {"stopped": stopped, "tokens": tokens, "flops": Flops.of(model).training(lengths, scored, tokens)}
+    return {"stopped": stopped, "steps": done, "tokens": tokens, "flops": flops.training(lengths, scored, tokens)}
+
+
+def go_on(
+    session: Session, folder: Path, opponent: Phase, pairs: Phase, data: Phase, scores: Phase, *, iteration: int
+) -> Event:
+    """A control: a copy of the player before, trained on the real answers alone. Fine-tuning goes on."""
+    config, rows = session.config.selfplay, session.prompts(data, "train")
+    player = session.player(opponent)
+    model = session.ring.challenge(player, session.seed("adapter", iteration))
+    prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
+    lengths = [a + b - 1 for a, b in zip(prompts, real, strict=True)]
+    longest = rows[int(np.argmax(lengths))]
+    budget = _budget(session, folder, [(longest.prompt_ids, longest.real_ids)])
+    task, flops = SFTTask(session.ring.base, rows, budget.tokens), Flops.of(model)
+    once = Cost(math.ceil(len(rows) / config.batch_size), sum(lengths), flops.training(lengths, sum(real)))
+    epochs = epochs_within(session, folder, iteration, once)
+    steps = plan_steps(len(rows), config.batch_size, epochs, session.seed("order", iteration))
+    stopped = fit(
+        session.run, folder, session.ring, task, steps,
+        lr=learning_rate(config, iteration), warmup=config.warmup, schedule=config.schedule,
+        optimiser=session.config.optimiser, seed=session.seed("learn", iteration), track=list(session.config.track),
+        watch=_watch(session, data, scores, len(steps)), checkpointing=budget.checkpointing,
+    )  # fmt: skip
+    if session.crew.writes:
+        session.ring.save(folder, player, session.run.folder, f"{iteration}/player")
+    done = max((event["step"] for event in session.run.events() if event["event"] == "step"), default=0)
+    items = [item for step in steps[:done] for item in step]
+    spent = flops.training([lengths[i] for i in items], sum(real[i] for i in items))
+    return {"stopped": stopped, "steps": done, "tokens": sum(lengths[i] for i in items), "flops": spent}
 
 
 def _sizes(base: Base, rows: Rows[Pair]) -> list[int]:
@@ -119,7 +153,7 @@ def _sizes(base: Base, rows: Rows[Pair]) -> list[int]:
     return found
 
 
-def _trained_lengths(rows: Rows[Pair], items: list[int]) -> tuple[list[int], int]:
+def _trained_lengths(rows: Rows[Pair], items: Sequence[int]) -> tuple[list[int], int]:
     """(length of every row that was trained on, answer tokens in them)."""
     prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
     synthetic = rows.inner_lengths("synthetic_ids")
@@ -159,7 +193,7 @@ def _watch(session: Session, data: Phase, scores: Phase, steps: int) -> Callable
     held_out: Sequence[Prompt] = session.prompts(data, "eval")[:]
 
     def watch(step: int, means: dict[str, float]) -> str | None:
-        drop = -means["real_shift_per_token"]
+        drop = -means.get("real_shift_per_token", 0.0)
         if config.stop_real_drop and drop > config.stop_real_drop:
             return f"the real answers' log-prob per token fell by {drop:.3f} (limit {config.stop_real_drop:g})"
         if every and step % every == 0 and step < steps:

@@ -52,6 +52,18 @@ def score_pairs(
     model = session.ring.seat(player)
     z = _check_samples(session, model, fresh)
     caught = session.crew.decide(lambda: _caught(session, model, fresh))
+    facts = write_pairs(session, folder, fresh, before, iteration, caught)
+    return {**facts, "sampling_z": z, "opponent": player.fingerprint, "seated": session.ring.seated}
+
+
+def write_pairs(
+    session: Session, folder: Path, fresh: Rows[Played], before: Phase | None, iteration: int, caught: float | None
+) -> Event:
+    """Score the answers under the player that is seated, and write pairs.arrow.
+
+    caught  how far the fresh answers' log-probs, caught when they were sampled, are from scored ones; None: not known
+    """
+    model = session.ring.model
     share = at(session.config.selfplay.previous, iteration)
     sources = [(fresh, iteration, 1.0)]
     if before is not None and share > 0:
@@ -65,8 +77,7 @@ def score_pairs(
     if counts["pairs"] + counts["previous_pairs"] == 0:
         session.run.warn("the opponent gave exactly the real answer to every prompt: nothing is left to tell apart")
     noise = max(_noise(session, model, fresh), caught or 0.0)
-    facts = {"sampling_z": z, "noise": noise, "caught": caught is not None}
-    return {**counts, **facts, "opponent": player.fingerprint, "seated": session.ring.seated}
+    return {**counts, "noise": noise, "caught": caught is not None}
 
 
 def converged(pairs: Phase) -> bool:
@@ -99,12 +110,17 @@ def _caught(session: Session, model: Any, fresh: Rows[Played]) -> float | None:
 
 
 def _check_played(session: Session, data: Phase, played: Phase, fresh: Rows[Played], player: Player) -> None:
-    """Law 11, and: the prompts are the training prompts, and an end token stands only where one was emitted."""
+    """Law 11, and that these are answers to the training prompts."""
     if played.facts["opponent"] != player.fingerprint:
         raise LawBroken(
             f"law 11: these answers were played by {played.facts['opponent']}, but the opponent is "
             f"{player.fingerprint}; remove {played.folder} to play again"
         )
+    check_answers(session, data, played, fresh)
+
+
+def check_answers(session: Session, data: Phase, played: Phase, fresh: Rows[Played]) -> None:
+    """The prompts are the training prompts, and an end token stands only where one was emitted; else LawBroken."""
     ends = set(session.renderer.end_ids)
     for rows, asked in zip(fresh.batches(256), session.prompts(data, "train").batches(256), strict=True):
         for row, prompt in zip(rows, asked, strict=True):

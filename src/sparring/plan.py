@@ -41,7 +41,8 @@ def plan(config: Config) -> Plan:
     found = identify(config)
     folder, renderer, loaded = found.base_folder, found.renderer, found.loaded
     settings = read_config(folder, config.model)
-    train, held_out, counts = prepare(loaded, renderer, config.data, context_of(settings))
+    sides, counts = prepare(loaded, renderer, config.data, context_of(settings))
+    train, held_out = sides["train"], sides["eval"]
     base = load_base(folder, config.model, renderer)
     parameters = count_parameters(base.model)
     estimate = _estimate(config, base, train, held_out)

@@ -10,7 +10,7 @@ from sparring.models.base import context_of, read_config
 from sparring.run import Event
 from sparring.session import Session
 
-SIDES = {"train": "training", "eval": "held-out"}
+SIDES = {"train": "training", "eval": "held-out", "test": "test"}
 WARNINGS = {
     "too_long": "were dropped: longer than data.max_length or the model's context",
     "truncated": "had their answers cut, and have no end token",
@@ -20,14 +20,13 @@ WARNINGS = {
 
 
 def prepare_data(session: Session, folder: Path) -> Event:
-    """Render, fit to the context, and write train.arrow and eval.arrow. One process does."""
+    """Render, fit to the context, and write train.arrow, eval.arrow and perhaps test.arrow. One process does."""
     if not session.crew.writes:
         return {}
     context = context_of(read_config(session.base_folder, session.config.model))
-    train, held_out, counts = prepare(session.loaded, session.renderer, session.config.data, context)
-    write_rows(folder / "train.arrow", train, Prompt)
-    write_rows(folder / "eval.arrow", held_out, Prompt)
-    for side in ("train", "eval"):
+    sides, counts = prepare(session.loaded, session.renderer, session.config.data, context)
+    for side, prompts in sides.items():
+        write_rows(folder / f"{side}.arrow", prompts, Prompt)
         for name, what in WARNINGS.items():
             if counts.get(f"{side}_{name}"):
                 session.run.warn(f"{counts[f'{side}_{name}']} {SIDES[side]} examples {what}")

@@ -10,15 +10,17 @@
 A player is a small adapter on one frozen base (models/players.py). The opponent's log-probabilities are
 computed once (`score_pairs`), so learning holds one model; the margin and every ℓ are in
 objectives/pairwise.py. `once` makes a phase or finds it finished: resuming a killed run is calling this again.
+The `rules` are Algorithm 1's play, score_pairs and learn; a study's control arms (controls.py) break one of them.
 """
 
 from __future__ import annotations
 
+from sparring.controls import RULES
 from sparring.evaluation.choose import choose
+from sparring.evaluation.examine import examine
 from sparring.evaluation.judge import judge
-from sparring.generation.play import play
-from sparring.learning import fine_tune, learn
-from sparring.opponent import converged, score_pairs
+from sparring.learning import fine_tune
+from sparring.opponent import converged
 from sparring.preparing import prepare_data
 from sparring.run import Phase
 from sparring.session import Session
@@ -31,16 +33,21 @@ def self_play(session: Session) -> Phase:
     start = opponent = once("sft", fine_tune, data)  # θ_0
     scores = once("sft-scores", judge, data, start, start, None, label="θ_0 (SFT)", iteration=None)
     once("base-scores", judge, data, None, start, None, label="base", iteration=None)
-    judged, before = [scores], None
+    judged, players, before = [scores], {"sft": start}, None
+    rules = RULES[session.config.selfplay.negatives]
 
     for t in range(session.config.selfplay.iterations):
-        played = once(f"{t}/played", play, data, opponent, iteration=t)  # y' ~ p_θt
-        pairs = once(f"{t}/pairs", score_pairs, data, opponent, played, before, iteration=t)  # log p_θt
+        played = once(f"{t}/played", rules.play, data, opponent, iteration=t)  # y' ~ p_θt
+        pairs = once(f"{t}/pairs", rules.score_pairs, data, opponent, played, before, iteration=t)  # log p_θt
         if converged(pairs):
             break
-        player = once(f"{t}/player", learn, opponent, pairs, data, scores, iteration=t)  # θ_{t+1}
+        player = once(f"{t}/player", rules.learn, opponent, pairs, data, scores, iteration=t)  # θ_{t+1}
         scores = once(f"{t}/scores", judge, data, player, start, scores, label=f"θ_{t + 1}", iteration=t)
         judged.append(scores)
+        players[str(t)] = player
         opponent, before = player, played  # the student becomes the opponent
 
-    return once("best", choose, *judged)
+    best = once("best", choose, *judged)
+    if "test_examples" in data.facts:
+        once("test", examine, data, start, players[best.facts["player"]], opponent)
+    return best

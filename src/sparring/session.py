@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,11 @@ class Session:
         """A 31-bit seed for one purpose, from the run's seed."""
         return int(digest([self.config.seed, *parts]), 16) % 2**31
 
-    @staticmethod
-    def player(phase: Phase) -> Player:
-        """The player that a phase made."""
-        return Player.load(phase.folder)
+    def player(self, phase: Phase) -> Player:
+        """The player that a phase made, on which others are held as this run says."""
+        return replace(Player.load(phase.folder), hold=self.config.selfplay.hold)
 
     @staticmethod
     def prompts(data: Phase, side: str) -> Rows[Prompt]:
-        """The `train` or `eval` examples of the data phase."""
+        """The `train`, `eval` or `test` examples of the data phase."""
         return Rows([data.folder / f"{side}.arrow"], Prompt)

@@ -12,8 +12,9 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from sparring.errors import ConfigError, DataError
 
 _SPLIT = re.compile(r"([\w.-]*)(?:\[([^:\[\]]*):([^:\[\]]*)\])?")
 _BOUND = re.compile(r"-?\d+|-?\d+(\.\d+)?%")
+LABORATORY_PROMPTS = 1000
 _LOOKED_AT = 100  # rows whose columns decide the format
 
 
@@ -35,9 +37,10 @@ _LOOKED_AT = 100  # rows whose columns decide the format
 class Loaded:
     """The data of a run.
 
-    counts       rows = "bad: <reason>"… + leaked + train + eval + "over eval_limit"
+    counts       rows = "bad: <reason>"… + leaked + train + eval + "over eval_limit" + test + "over test_limit"
     description  one line for people
-    fingerprint  sha256 (hex) over the content of train and eval, in order; holds no paths
+    fingerprint  sha256 (hex) over the content of train, eval and test, in order; holds no paths
+    test         for the last measurement, which chooses nothing; mostly empty
     """
 
     train: list[Conversation]
@@ -45,6 +48,7 @@ class Loaded:
     counts: dict[str, int]
     description: str
     fingerprint: str
+    test: list[Conversation]
 
 
 def load(config: DataConfig, seed: int) -> Loaded:
@@ -53,27 +57,72 @@ def load(config: DataConfig, seed: int) -> Loaded:
     Held-out data are `eval` / `eval_split`, or the laboratory's own; else `eval_size` of train's
     distinct prompts (at most `eval_limit`), chosen by a hash of seed and prompt, so that row order does not matter. Of
     separate held-out data, every prompt is removed from train (`leaked`). `subset` applies to `eval`
-    only if that is the same source. Raises ConfigError for a key, DataError for a file, column or row.
+    only if that is the same source. Test data are found in the same way, before the held-out ones, and do not
+    depend on the seed. Raises ConfigError for a key, DataError for a file, column or row.
     """
     counts = Counter(rows=0, leaked=0)
-    train, about = _conversations(config, config.train, ("split", config.split, "train"), seed, counts)
+    read = partial(_conversations, config, seed=seed, counts=counts)
+    train, about = read(config.train, ("split", config.split, "train"))
+    train, test, test_about = _test(config, train, about, read, counts)
+    tested = {_prompt(one) for one in test}
     if config.eval or config.eval_split or config.train == LABORATORY:
-        split = ("eval_split", config.eval_split or "", "test")
-        held, held_about = _conversations(config, config.eval or config.train, split, seed, counts)
-        prompts = {_prompt(one) for one in held}
-        rest = [one for one in train if _prompt(one) not in prompts]
-        counts["leaked"] = len(train) - len(rest)
-        if not rest:
-            raise DataError(f"every training prompt of {about} is also in {held_about}; give other data.eval")
+        found, held_about = read(config.eval or config.train, ("eval_split", config.eval_split or "", "test"))
+        held = [one for one in found if _prompt(one) not in tested]
+        counts["leaked"] += len(found) - len(held)
+        if not held:
+            raise DataError(f"every held-out prompt of {held_about} is also a test prompt; give other data.test")
+        train = _without(train, held, about, held_about, counts)
     else:
         prompts = _held_out(train, config, seed, about)
         held = [one for one in train if _prompt(one) in prompts]
-        rest = [one for one in train if _prompt(one) not in prompts]
+        train = [one for one in train if _prompt(one) not in prompts]
         held_about = "prompts cut from it"
     used = _limited(held, config.eval_limit, seed)
-    counts.update({"train": len(rest), "eval": len(used), "over eval_limit": len(held) - len(used)})
-    description = f"{about}: {len(rest)} to train on; {held_about}: {len(used)} held out"
-    return Loaded(rest, used, dict(counts), description, _fingerprint(rest, used))
+    counts.update({"train": len(train), "eval": len(used), "over eval_limit": len(held) - len(used)})
+    description = f"{about}: {len(train)} to train on; {held_about}: {len(used)} held out"
+    if test:
+        kept = _limited(test, config.test_limit, 0)
+        counts.update({"test": len(kept), "over test_limit": len(test) - len(kept)})
+        test = kept
+        description += f"; {test_about}: {len(test)} for the test"
+    return Loaded(train, used, dict(counts), description, _fingerprint(train, used, test), test)
+
+
+def _without(
+    train: list[Conversation], held: list[Conversation], about: str, held_about: str, counts: Counter[str]
+) -> list[Conversation]:
+    """Training rows whose prompts are not held out."""
+    prompts = {_prompt(one) for one in held}
+    rest = [one for one in train if _prompt(one) not in prompts]
+    counts["leaked"] += len(train) - len(rest)
+    if not rest:
+        raise DataError(f"every training prompt of {about} is also in {held_about}; give other data.eval")
+    return rest
+
+
+def _test(
+    config: DataConfig, train: list[Conversation], about: str, read: Callable[..., Any], counts: Counter[str]
+) -> tuple[list[Conversation], list[Conversation], str]:
+    """(what is left to train on, test rows, where they come from)."""
+    if config.test or config.test_split:
+        test, test_about = read(config.test or config.train, ("test_split", config.test_split or "", "test"))
+        return _without(train, test, about, test_about, counts), test, test_about
+    if not config.test_size:
+        return train, [], ""
+    if config.train == LABORATORY:  # keeps them apart by itself
+        test, test_about = read(config.train, ("test_split", "final", "final"))
+        return train, test, "prompts kept apart"
+    prompts = sorted({_prompt(one) for one in train}, key=lambda prompt: _rank("test", prompt))
+    size = config.test_size
+    count = max(1, round(size * len(prompts))) if size < 1 else int(size)
+    if count > len(prompts) - 2:
+        raise DataError(
+            f"data.test_size {size:g} holds {count} of the {len(prompts)} distinct prompts of {about} back, which "
+            "leaves too few to train on and to choose by; lower it, or give data.test"
+        )
+    chosen = set(prompts[:count])
+    test = [one for one in train if _prompt(one) in chosen]
+    return [one for one in train if _prompt(one) not in chosen], test, "others cut from it"
 
 
 # ---------------------------------------------------------------- holding out
@@ -85,7 +134,7 @@ def _prompt(conversation: Conversation) -> str:
     return "\n".join(f"{turn.role} {' '.join(turn.content.split()).casefold()}" for turn in first)
 
 
-def _rank(seed: int, text: str) -> str:
+def _rank(seed: int | str, text: str) -> str:
     return hashlib.sha256(f"{seed} {text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -115,9 +164,11 @@ def _content(conversation: Conversation) -> str:
     return json.dumps([conversation.chat, [[turn.role, turn.content] for turn in conversation.messages]])
 
 
-def _fingerprint(train: Iterable[Conversation], held: Iterable[Conversation]) -> str:
+def _fingerprint(train: list[Conversation], held: list[Conversation], test: list[Conversation]) -> str:
     digest = hashlib.sha256()
-    for name, part in (("train", train), ("eval", held)):
+    for name, part in (("train", train), ("eval", held), ("test", test)):
+        if name == "test" and not part:
+            continue
         digest.update(f"{name}\n".encode())
         for conversation in part:
             digest.update(f"{_content(conversation)}\n".encode())
@@ -128,7 +179,7 @@ def _fingerprint(train: Iterable[Conversation], held: Iterable[Conversation]) ->
 
 
 def _conversations(
-    config: DataConfig, path: str, split: tuple[str, str, str], seed: int, counts: Counter[str]
+    config: DataConfig, path: str, split: tuple[str, str, str], *, seed: int, counts: Counter[str]
 ) -> tuple[list[Conversation], str]:
     """The good rows of one source and its description; adds to `counts`. `split` is (key, value, default)."""
     key, value, default = split
@@ -138,7 +189,8 @@ def _conversations(
     bad: Counter[str] = Counter()
     made: list[Conversation] = []
     try:
-        rows = find_rows(path, subset, (name, default), config.separator, seed)
+        apart = _kept_apart(config) if path == LABORATORY else 0
+        rows = find_rows(path, subset, (name, default), config.separator, seed, apart)
         total = rows.count()
         first, last, _ = slice(_bound(start, total), _bound(stop, total)).indices(total)
         numbered = rows.read(first, max(first, last))
@@ -168,6 +220,12 @@ def _conversations(
         reasons = ", ".join(f"{count} {reason}" for reason, count in bad.items())
         raise DataError(f"{where} holds no usable answer ({reasons}); see one with data.bad_rows: error")
     return made, f"{where} as {entry.name}"
+
+
+def _kept_apart(config: DataConfig) -> int:
+    """How many prompts of the laboratory are for the test."""
+    size = config.test_size
+    return round(size * LABORATORY_PROMPTS) if size < 1 else int(size)
 
 
 def _row(source: str, raw: object) -> Row:

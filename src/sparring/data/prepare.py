@@ -13,21 +13,24 @@ from sparring.errors import DataError
 
 def prepare(
     loaded: Loaded, renderer: Renderer, config: DataConfig, context: int
-) -> tuple[list[Prompt], list[Prompt], dict[str, int]]:
-    """(training examples, held-out examples, counts). Raises DataError when either is left empty."""
+) -> tuple[dict[str, list[Prompt]], dict[str, int]]:
+    """Examples by side (train, eval, and test if there is one), and counts. DataError when one is left empty."""
     length = min(config.max_length or context, context)
     if config.max_length and config.max_length > context:
         raise DataError(
             f"data.max_length is {config.max_length}, but the model's context is {context} tokens; "
             f"give at most {context}"
         )
-    train, dropped = _examples(loaded.train, renderer, config, length, "train")
-    held_out, dropped_eval = _examples(loaded.eval, renderer, config, length, "eval")
+    sides: dict[str, list[Prompt]] = {}
     counts = {**loaded.counts}
-    counts |= {f"train_{name}": count for name, count in dropped.items()}
-    counts |= {f"eval_{name}": count for name, count in dropped_eval.items()}
-    counts |= {"train_examples": len(train), "eval_examples": len(held_out)}
-    return keyed(train), keyed(held_out), counts
+    for side, rows in (("train", loaded.train), ("eval", loaded.eval), ("test", loaded.test)):
+        if not rows:
+            continue
+        examples, dropped = _examples(rows, renderer, config, length, side)
+        sides[side] = keyed(examples)
+        counts |= {f"{side}_{name}": count for name, count in dropped.items()}
+    counts |= {f"{side}_examples": len(rows) for side, rows in sides.items()}
+    return sides, counts
 
 
 def _examples(

@@ -147,10 +147,13 @@ READERS: dict[str, Callable[[Path, str], Rows]] = {
 # ---------------------------------------------------------------- sources
 
 
-def find_rows(path: str, subset: str | None, split: tuple[str, str], separator: str, seed: int) -> Rows:
-    """The rows of one split of a source; `split` is (name, the name if that is empty)."""
+def find_rows(path: str, subset: str | None, split: tuple[str, str], separator: str, seed: int, test: int = 0) -> Rows:
+    """The rows of one split of a source; `split` is (name, the name if that is empty).
+
+    test  how many rows the laboratory keeps apart as its split `final`
+    """
     if path == LABORATORY:
-        return _choose(_laboratory(seed), split, path)
+        return _choose(_laboratory(seed, test), split, path)
     local = Path(path).expanduser()
     if local.is_file():
         if subset:
@@ -181,11 +184,14 @@ def _beside(path: Path) -> str:
     return f'did you mean "{path.with_name(match[0])}"?' if match else "nothing like it lies beside it"
 
 
-def _laboratory(seed: int) -> dict[str, Rows]:
+def _laboratory(seed: int, test: int) -> dict[str, Rows]:
     from sparring.laboratory import world
 
-    train, held = world.rows(seed)
-    return {"train": _listed(LABORATORY, train), "test": _listed(f"{LABORATORY} test", held)}
+    train, held = world.rows(seed, test=test)
+    splits = {"train": _listed(LABORATORY, train), "test": _listed(f"{LABORATORY} test", held)}
+    if test:
+        splits["final"] = _listed(f"{LABORATORY} final", world.test_rows(test))
+    return splits
 
 
 def _file(file: Path, separator: str) -> Rows:

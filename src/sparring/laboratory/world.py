@@ -56,21 +56,28 @@ def sample(prompt: str, rng: random.Random) -> str:
     return rng.choices(list(valid), weights=list(valid.values()))[0]
 
 
-def rows(seed: int, train: int = 400, held_out: int = 150) -> tuple[list[Row], list[Row]]:
+def rows(seed: int, train: int = 400, held_out: int = 150, test: int = 0) -> tuple[list[Row], list[Row]]:
     """Training rows and held-out rows, `{"prompt": …, "completion": …}`, one answer per prompt.
 
-    All prompts are different, so none is in both lists; the same seed gives the same rows.
+    All prompts are different, and none is among the `test` prompts of `test_rows`; the same seed gives the same rows.
     Raises DataError when more prompts are asked for than the world's 1000.
     """
-    if train < 0 or held_out < 0 or train + held_out > len(PROMPTS):
+    if min(train, held_out, test) < 0 or train + held_out + test > len(PROMPTS):
         raise DataError(
-            f"{train} training and {held_out} held-out rows asked for, but the laboratory has 1000 prompts; "
-            "ask for at most that many in all"
+            f"{train} training, {held_out} held-out and {test} test rows asked for, but the laboratory has 1000 "
+            "prompts; ask for at most that many in all"
         )
     rng = random.Random(f"laboratory rows {seed}")
-    chosen = rng.sample(PROMPTS, train + held_out)
+    taken = {row["prompt"] for row in test_rows(test)}
+    chosen = rng.sample([prompt for prompt in PROMPTS if prompt not in taken], train + held_out)
     made = [{"prompt": prompt, "completion": sample(prompt, rng)} for prompt in chosen]
     return made[:train], made[train:]
+
+
+def test_rows(count: int) -> list[Row]:
+    """Rows for the last measurement: the same prompts and answers whatever the seed of a run."""
+    rng = random.Random("laboratory test rows")
+    return [{"prompt": prompt, "completion": sample(prompt, rng)} for prompt in rng.sample(PROMPTS, count)]
 
 
 # ---------------------------------------------------------------- the corrupted world

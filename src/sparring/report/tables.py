@@ -249,7 +249,7 @@ def _total(rows: Iterable[Row], key: str) -> float | None:
 
 
 def _notes(row: Row) -> str:
-    known = {"event", "phase", "seconds", "tokens", "flops", "stopped"}
+    known = {"event", "phase", "seconds", "tokens", "flops", "stopped", "plain_nll"}
     notes = [
         f"{text(key)} {value:.6g}" if isinstance(value, float) else f"{text(key)} {text(value)}"
         for key, value in row.items()

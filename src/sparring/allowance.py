@@ -1,0 +1,102 @@
+"""What self-play may spend: epochs that end with the budget, generation and scoring included.
+
+A study gives all its arms one budget. An iteration may spend what is left of its share after the opponent has played
+and its answers have been scored; tokens, FLOPs and steps are known before a step is done, so they are met to within
+half a batch. Seconds are forecast from the rate of what was learnt last in this run, and so met only roughly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparring.config import at
+from sparring.errors import RunError
+from sparring.files import read_json, write_atomic
+from sparring.folder import METRICS, read_lines
+from sparring.run import CHECKPOINTS, Event
+from sparring.session import Session
+
+PHASES = ("played", "pairs", "player")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one epoch takes: optimiser steps, tokens through the model, floating-point operations."""
+
+    steps: int
+    tokens: int
+    flops: int
+
+
+def spent(phase: Path) -> Event:
+    """What a finished phase has taken: steps, tokens, flops, seconds; 0 where it says nothing."""
+    found = [event for event in read_lines(phase / METRICS) if event["event"] == "phase"]
+    said = found[-1] if found else {}
+    return {unit: said.get(unit) or 0 for unit in ("steps", "tokens", "flops", "seconds")}
+
+
+def spent_on_play(run: Path, iterations: int) -> Event:
+    """What the iterations of a run have taken so far, judging left out."""
+    total = {"steps": 0, "tokens": 0, "flops": 0, "seconds": 0.0}
+    for folder in _phases(run, iterations):
+        for unit, amount in spent(folder).items():
+            total[unit] += amount
+    return total
+
+
+def _phases(run: Path, iterations: int) -> Iterator[Path]:
+    return (run / str(t) / phase for t in range(iterations) for phase in PHASES)
+
+
+def epochs_within(session: Session, folder: Path, iteration: int, once: Cost) -> float:
+    """Epochs of this iteration: `selfplay.epochs`, or what its share of `selfplay.budget` allows.
+
+    folder  of the phase in progress, where a forecast is kept for a restart
+    once    what one epoch takes
+    """
+    config = session.config.selfplay
+    if config.budget is None:
+        return at(config.epochs, iteration)
+    return session.crew.decide(lambda: _kept(session, folder / CHECKPOINTS / "epochs.json", iteration, once))
+
+
+def _kept(session: Session, path: Path, iteration: int, once: Cost) -> float:
+    if path.exists():
+        return float(read_json(path)["epochs"])
+    epochs = _epochs(session, iteration, once)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps({"epochs": epochs}))
+    return epochs
+
+
+def _epochs(session: Session, iteration: int, once: Cost) -> float:
+    config, run = session.config.selfplay, session.run.folder
+    budget = config.budget
+    assert budget is not None
+    share = budget.amount * (iteration + 1) / config.iterations
+    left: float = share - spent_on_play(run, iteration + 1)[budget.unit]
+    if budget.unit == "seconds":
+        whole = once.flops / _rate(run, iteration)
+    else:
+        whole = float({"steps": once.steps, "tokens": once.tokens, "flops": once.flops}[budget.unit])
+    epochs, least = left / whole, 1 / once.steps
+    if epochs < least:
+        session.run.warn(
+            f"the budget of {share:.4g} {budget.unit} was used up before iteration {iteration} learnt: it took one step"
+        )
+    return max(epochs, least)
+
+
+def _rate(run: Path, iteration: int) -> float:
+    """FLOPs per second of what was learnt last in this run."""
+    for phase in [*(run / str(t) / "player" for t in reversed(range(iteration))), run / "sft"]:
+        found = spent(phase)
+        if found["flops"] and found["seconds"]:
+            return float(found["flops"] / found["seconds"])
+    raise RunError(
+        "a budget in seconds needs a phase of learning to forecast from, and sft.epochs is 0; give it in flops, tokens "
+        "or steps"
+    )
