@@ -66,6 +66,10 @@ ROWS = {
     "generation.play": 11,
     "evaluation.choose": 11,
     "evaluation.extract": 0,
+    "evaluation.endpoint": 1,
+    "evaluation.judges": 2,
+    "evaluation.harness": 2,
+    "evaluation.mt_bench": 9,
     "evaluation.calibration": 1,
     "evaluation.prompting": 0,
     "evaluation.prompting.styles": 2,
@@ -93,9 +97,11 @@ ROWS = {
     "job": 16,
     "plan": 17,
     "browse": 17,
-    "cli": 18,
-    "__main__": 19,
-    "": 19,  # the package's own front door
+    "measuring": 18,
+    "cli_evaluate": 19,
+    "cli": 20,
+    "__main__": 21,
+    "": 21,  # the package's own front door
 }
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sparring.cli_evaluate import app as evaluate
 from sparring.errors import SparringError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 lab = typer.Typer(help="The laboratory: a world whose data distribution is known exactly.", no_args_is_help=True)
 app.add_typer(lab, name="lab")
+app.add_typer(evaluate)  # judge, bench, mt-bench
 
 ConfigArgument = Annotated[
     str | None,
@@ -90,6 +92,7 @@ def check(config: ConfigArgument = None, overrides: Overrides = None, as_json: J
 def runs(folder: RunsOption = "runs", as_json: JsonOption = False) -> None:
     """List the runs in a folder, newest last."""
     from sparring.browse import list_runs
+    from sparring.console import print_table
 
     header, rows = list_runs(Path(folder))
     if as_json:
@@ -98,7 +101,7 @@ def runs(folder: RunsOption = "runs", as_json: JsonOption = False) -> None:
         for row in rows:
             print(json.dumps(dict(zip(header, row, strict=True))))
     elif rows:
-        _table(header, rows)
+        print_table(header, rows)
     else:
         print(f"no runs in {folder}; `sparring run` makes one")
 
@@ -181,26 +184,16 @@ def _check(settings: Config, as_json: bool) -> None:
 
 def _conclusion(run: Path, page: Path) -> None:
     """The result table, the verdict, the warnings, and where the report is."""
+    from sparring.console import print_table
     from sparring.report.findings import verdict, warnings_of
     from sparring.report.records import read_run
     from sparring.report.tables import result_rows
 
-    _table(*result_rows(run))
+    print_table(*result_rows(run))
     print(f"\n{verdict(run)}\n")
     for warning in warnings_of(read_run(run)):
         print(f"warning: {warning}")
     print(f"report: {page}")
-
-
-def _table(header: list[str], rows: list[list[str]]) -> None:
-    """An aligned table; the first column to the left, numbers to the right."""
-    lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    for line in lines:
-        cells = [
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
 
 
 def main() -> None:
