@@ -94,6 +94,7 @@ ROWS = {
     "report.plots": 9,
     "report.page": 10,
     "console": 8,
+    "terminal": 0,
     "job": 16,
     "plan": 17,
     "browse": 17,

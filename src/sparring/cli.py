@@ -92,7 +92,7 @@ def check(config: ConfigArgument = None, overrides: Overrides = None, as_json: J
 def runs(folder: RunsOption = "runs", as_json: JsonOption = False) -> None:
     """List the runs in a folder, newest last."""
     from sparring.browse import list_runs
-    from sparring.console import print_table
+    from sparring.terminal import print_table
 
     header, rows = list_runs(Path(folder))
     if as_json:
@@ -184,10 +184,10 @@ def _check(settings: Config, as_json: bool) -> None:
 
 def _conclusion(run: Path, page: Path) -> None:
     """The result table, the verdict, the warnings, and where the report is."""
-    from sparring.console import print_table
     from sparring.report.findings import verdict, warnings_of
     from sparring.report.records import read_run
     from sparring.report.tables import result_rows
+    from sparring.terminal import print_table
 
     print_table(*result_rows(run))
     print(f"\n{verdict(run)}\n")

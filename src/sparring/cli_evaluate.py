@@ -56,8 +56,8 @@ def bench(
     if as_json:
         print(json.dumps({"event": "bench", "file": str(path), **content}))
         return
-    from sparring.console import print_table
     from sparring.evaluation.harness import rows_of
+    from sparring.terminal import print_table
 
     print_table(*rows_of(content["results"]))
     print(f"results: {path}")

@@ -17,6 +17,7 @@ TITLES = {
     "player": "learn: tell real answers from the opponent's",
     "scores": "judge on held-out prompts",
     "best": "choose the best player",
+    "test": "measure on the test prompts",
 }
 
 
@@ -172,14 +173,3 @@ def _words(event: Event) -> str:
     if event.get("exact"):
         parts.append(f"exact KL {event['exact']['kl']:.3f}, valid {event['exact']['valid_mass']:.2f}")
     return " · ".join(parts)
-
-
-def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """An aligned table; the first column to the left, numbers to the right."""
-    lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    for line in lines:
-        cells = [
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())

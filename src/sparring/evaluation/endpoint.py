@@ -105,9 +105,10 @@ class Endpoint:
                     content: bytes = reply.read()
                     return content
             except urllib.error.HTTPError as error:
-                if error.code not in LATER:
-                    raise InputError(self._refusal(error)) from None
-                why = f"HTTP {error.code}"
+                with error:  # it is a reply, too
+                    if error.code not in LATER:
+                        raise InputError(self._refusal(error)) from None
+                    why = f"HTTP {error.code}"
             except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
                 why = _plain(error)
         raise InputError(

@@ -138,7 +138,10 @@ def _imported(name: str) -> Callable[[str, str, str], Any]:
 
 def _checked(function: Callable[[str, str, str], Any], name: str) -> Judge:
     def judge(prompt: str, first: str, second: str) -> Choice:
-        said = function(prompt, first, second)
+        try:
+            said = function(prompt, first, second)
+        except Exception as error:  # someone else's code
+            raise InputError(f'rule "{name}" failed: {type(error).__name__}: {error}') from error
         if said not in OTHER:
             raise InputError(f'rule "{name}" answered {said!r}; it must return "first", "second" or "tie"')
         choice: Choice = said
