@@ -157,6 +157,6 @@ def mt_bench_run(
     said = f"{len(asked)} questions answered: {path}"
     if bench.cut:
         said += f"\n{bench.cut} answers were cut at --max-new-tokens {new_tokens} or at the model's context"
-    if bench.bare:
-        said += f"\n{bench.bare} turns got an empty answer: their conversation fills the model's context"
+    if bench.shortened:
+        said += f"\n{bench.shortened} turns were asked without the beginning of their conversation: the context is too short"
     return said

@@ -69,7 +69,8 @@ def answer_file(folder: Path, model_id: str) -> Path:
 class Bench:
     """A player that answers questions turn after turn.
 
-    cut  answers that ended at the limit, without an end token; bare: turns for which there was no room
+    cut        answers that ended at the limit, without an end token
+    shortened  turns whose conversation did not fit the context, so that its beginning was left out
     """
 
     ring: Ring
@@ -78,7 +79,7 @@ class Bench:
     seed: int = 0
     limit: int = NEW_TOKENS
     cut: int = 0
-    bare: int = 0
+    shortened: int = 0
 
     def __call__(self, questions: list[Question], told: Callable[[int], None] | None = None) -> list[list[str]]:
         """The answers, [question][turn]; questions of one temperature are answered together."""
@@ -106,22 +107,21 @@ class Bench:
         group: list[int],
         turn: int,
     ) -> None:
-        """Answer one turn of some questions. A conversation that fills the context gets an empty answer."""
+        """Answer one turn of some questions. A quarter of the context at least, if wanted, is kept for the answer."""
         renderer, context = self.ring.base.renderer, self.ring.base.context
-        asked: dict[int, list[int]] = {}
+        most = context - min(self.limit, context // 4)
+        asked: list[list[int]] = []
         for index in group:
             said: list[Message] = []
             for text, reply in zip(questions[index].turns, answers[index], strict=False):
                 said += [Message("user", text), Message("assistant", reply)]
             ids = renderer.prompt((*said, Message("user", questions[index].turns[turn])), chat=True)
-            if len(ids) < context:
-                asked[index] = ids
-        keys = stream_keys(self.seed, STREAM, [questions[i].key for i in asked], [turn] * len(asked))
-        given = dict(zip(asked, generator(list(asked.values()), keys, self.limit), strict=True))
-        self.bare += len(group) - len(asked)
-        self.cut += sum(answer.finish == "length" for answer in given.values())
-        for index in group:
-            answers[index].append(renderer.decode(given[index].ids).strip() if index in given else "")
+            self.shortened += len(ids) > most
+            asked.append(ids[-most:])
+        keys = stream_keys(self.seed, STREAM, [questions[i].key for i in group], [turn] * len(group))
+        for index, given in zip(group, generator(asked, keys, self.limit), strict=True):
+            self.cut += given.finish == "length"
+            answers[index].append(renderer.decode(given.ids).strip())
 
 
 def write_answers(path: Path, questions: list[Question], answers: list[list[str]], model_id: str) -> None:
