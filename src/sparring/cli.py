@@ -66,8 +66,9 @@ def run(
         run_job(settings)
         return
     speak = console.listener(as_json)
+    command = shlex.join(["sparring", *sys.argv[1:]])
     with speak if isinstance(speak, console.Bars) else nullcontext():
-        folder = run_job(settings, [speak], shlex.join(["sparring", *sys.argv[1:]]))
+        folder = run_job(settings, [speak], command)
     if as_json:
         speak(
             {
@@ -80,6 +81,15 @@ def run(
         return
     print()
     _conclusion(folder, folder / "report.html")
+    if settings.compare is not None:
+        print()
+        _compare(settings)
+
+
+@app.command()
+def compare(config: ConfigArgument = None, overrides: Overrides = None) -> None:
+    """Did self-play do it? Train control arms at an equal budget, over seeds; one page with intervals."""
+    _compare(_config(config, overrides))
 
 
 @app.command()
@@ -182,9 +192,22 @@ def _check(settings: Config, as_json: bool) -> None:
         print(facts.text)
 
 
+def _compare(settings: Config) -> None:
+    from sparring.report.study import read_study
+    from sparring.report.study_tables import brief_rows
+    from sparring.terminal import print_table
+    from sparring.study import run_study
+
+    folder = run_study(settings, command=shlex.join(["sparring", *sys.argv[1:]]))
+    study = read_study(folder)
+    print()
+    print_table(*brief_rows(study))
+    print(f"\n{study.said('headline')}\nreport: {folder / 'report.html'}")
+
+
 def _conclusion(run: Path, page: Path) -> None:
-    """The result table, the verdict, the warnings, and where the report is."""
-    from sparring.report.findings import verdict, warnings_of
+    """The result table, the verdict, the warnings, where the report is, and what must not be missed."""
+    from sparring.report.findings import last_line, verdict, warnings_of
     from sparring.report.records import read_run
     from sparring.report.tables import result_rows
     from sparring.terminal import print_table
@@ -194,6 +217,8 @@ def _conclusion(run: Path, page: Path) -> None:
     for warning in warnings_of(read_run(run)):
         print(f"warning: {warning}")
     print(f"report: {page}")
+    if said := last_line(run):
+        print(said)
 
 
 def main() -> None:

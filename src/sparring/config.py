@@ -19,6 +19,10 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+# Keys of selfplay that take one value, or a list of one per iteration.
+PER_ITERATION = ("beta", "lr", "epochs", "anchor", "previous")
+
+
 class Section(BaseModel):
     """A part of the config: frozen, and closed to unknown keys."""
 
@@ -43,7 +47,7 @@ class DataConfig(Section):
 
     train: str = Field("laboratory", description="a file, a folder, a hub id, or `laboratory`")
     eval: str | None = Field(None, description="held-out data; by default cut from train")
-    subset: str | None = Field(None, description="configuration name of a hub data set")
+    subset: str | None = Field(None, description="configuration name of a hub data set; laboratory: noisy")
     split: str = Field("train", description="split and slice: train[:1%], [:2000], train[10%:20%]")
     eval_split: str | None = Field(None, description="split and slice of the held-out data")
     eval_size: float = Field(0.1, gt=0, description="held out of train: a share below 1, else a count of prompts")
@@ -222,7 +226,9 @@ class CompareConfig(Section):
 
     arms: list[str | ArmConfig] | None = Field(None, description="names of known arms, or own ones; default: all known")
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = Field([0, 1, 2])
-    primary: str = Field("nll", description="the one metric that the verdict is about, declared before the run")
+    primary: Literal["nll", "exact_kl", "match"] = Field(
+        "nll", description="the one metric that chooses and that the verdict is about, declared before the run"
+    )
     target: str = Field("spin-anchor", description="the arm that sets the budget, and that the verdict is about")
     reference: str = Field("continued", description="the arm that it is compared with")
     match: Literal["seconds", "tokens", "flops", "steps"] = Field("flops", description="the budget made equal")
@@ -257,7 +263,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _lists_fit(self) -> Config:
         play = self.selfplay
-        for key in ("beta", "lr", "epochs", "anchor", "previous"):
+        for key in PER_ITERATION:
             value = getattr(play, key)
             if isinstance(value, list) and len(value) != play.iterations:
                 raise ValueError(

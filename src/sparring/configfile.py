@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sparring.config import Config
+from sparring.config import PER_ITERATION, Config
 from sparring.errors import ConfigError
 
 
@@ -43,6 +43,27 @@ def build_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(item) for item in _telling(error.errors()))) from None
+
+
+def changed(config: Config, settings: Mapping[str, Any]) -> Config:
+    """A config with some dotted keys set to other values; ConfigError as in `read_config`.
+
+    Values listed per iteration are cut to the number of iterations, if that is among the settings.
+    """
+    tree = config.model_dump(mode="json")
+    for key, value in settings.items():
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                raise ConfigError(f'key "{key}" is not known; {_nearest_key(key.split("."))}')
+            node = node[parent]
+        node[last] = value
+    play = tree["selfplay"]
+    for key in PER_ITERATION:
+        if "selfplay.iterations" in settings and isinstance(play[key], list):
+            play[key] = play[key][: play["iterations"]] or play[key][0]
+    return build_config(tree)
 
 
 def _telling(errors: Sequence[Any]) -> Sequence[Any]:

@@ -58,7 +58,7 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
         session.ring.save(folder, start, session.run.folder, "sft")
     items = [item for step in steps for item in step]
     lengths = [prompts[i] + real[i] - 1 for i in items]
-    flops = Flops.of(model).training(lengths, sum(real[i] for i in items))
+    flops = Flops.of(model).training(lengths, sum(real[i] for i in items), checkpointing=budget.checkpointing)
     return {"stopped": None, "steps": len(steps), "tokens": sum(lengths), "flops": flops}
 
 
@@ -111,7 +111,12 @@ def learn(
     items = [item for step in steps[:done] for item in step]
     lengths, scored = _trained_lengths(rows, items)
     tokens = sum(sizes[item] for item in items)
-    return {"stopped": stopped, "steps": done, "tokens": tokens, "flops": flops.training(lengths, scored, tokens)}
+    return {
+        "stopped": stopped,
+        "steps": done,
+        "tokens": tokens,
+        "flops": flops.training(lengths, scored, tokens, budget.checkpointing),
+    }
 
 
 def go_on(
@@ -126,7 +131,11 @@ def go_on(
     longest = rows[int(np.argmax(lengths))]
     budget = _budget(session, folder, [(longest.prompt_ids, longest.real_ids)])
     task, flops = SFTTask(session.ring.base, rows, budget.tokens), Flops.of(model)
-    once = Cost(math.ceil(len(rows) / config.batch_size), sum(lengths), flops.training(lengths, sum(real)))
+    once = Cost(
+        math.ceil(len(rows) / config.batch_size),
+        sum(lengths),
+        flops.training(lengths, sum(real), checkpointing=budget.checkpointing),
+    )
     epochs = epochs_within(session, folder, iteration, once)
     steps = plan_steps(len(rows), config.batch_size, epochs, session.seed("order", iteration))
     stopped = fit(
@@ -139,7 +148,7 @@ def go_on(
         session.ring.save(folder, player, session.run.folder, f"{iteration}/player")
     done = max((event["step"] for event in session.run.events() if event["event"] == "step"), default=0)
     items = [item for step in steps[:done] for item in step]
-    spent = flops.training([lengths[i] for i in items], sum(real[i] for i in items))
+    spent = flops.training([lengths[i] for i in items], sum(real[i] for i in items), checkpointing=budget.checkpointing)
     return {"stopped": stopped, "steps": done, "tokens": sum(lengths[i] for i in items), "flops": spent}
 
 

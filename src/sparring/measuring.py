@@ -158,5 +158,5 @@ def mt_bench_run(
     if bench.cut:
         said += f"\n{bench.cut} answers were cut at --max-new-tokens {new_tokens} or at the model's context"
     if bench.shortened:
-        said += f"\n{bench.shortened} turns were asked without the beginning of their conversation: the context is too short"
+        said += f"\n{bench.shortened} turns were asked without the beginning of their conversation, to fit the context"
     return said

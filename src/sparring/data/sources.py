@@ -153,7 +153,7 @@ def find_rows(path: str, subset: str | None, split: tuple[str, str], separator: 
     test  how many rows the laboratory keeps apart as its split `final`
     """
     if path == LABORATORY:
-        return _choose(_laboratory(seed, test), split, path)
+        return _choose(_laboratory(seed, test, subset), split, path)
     local = Path(path).expanduser()
     if local.is_file():
         if subset:
@@ -184,10 +184,12 @@ def _beside(path: Path) -> str:
     return f'did you mean "{path.with_name(match[0])}"?' if match else "nothing like it lies beside it"
 
 
-def _laboratory(seed: int, test: int) -> dict[str, Rows]:
+def _laboratory(seed: int, test: int, subset: str | None) -> dict[str, Rows]:
     from sparring.laboratory import world
 
-    train, held = world.rows(seed, test=test)
+    if subset not in (None, "noisy"):
+        raise ConfigError(f'data.subset "{subset}" is not known in the laboratory; give noisy, or leave it out')
+    train, held = world.rows(seed, test=test, noisy=subset == "noisy")
     splits = {"train": _listed(LABORATORY, train), "test": _listed(f"{LABORATORY} test", held)}
     if test:
         splits["final"] = _listed(f"{LABORATORY} final", world.test_rows(test))

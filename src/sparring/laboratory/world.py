@@ -28,6 +28,7 @@ PROPORTIONS = (0.5, 0.3, 0.2)  # left, right, outer
 CORRUPTED_PROPORTIONS = (0.25, 0.25, 0.5)
 MISLEARNT_SHARE = 0.35  # share of the 100 pairs of digits that have a wrong sum of their own
 MISLEARNT = 0.6  # probability that such a pair gets it
+NOISE = 0.3  # share of noisy demonstrations, if they are asked for
 SLIP = 0.1  # probability that any sum is replaced by a random digit
 
 PROMPTS = tuple(f"{n // 100}+{n // 10 % 10}+{n % 10}=" for n in range(1000))  # 0+0+0= to 9+9+9=
@@ -56,10 +57,13 @@ def sample(prompt: str, rng: random.Random) -> str:
     return rng.choices(list(valid), weights=list(valid.values()))[0]
 
 
-def rows(seed: int, train: int = 400, held_out: int = 150, test: int = 0) -> tuple[list[Row], list[Row]]:
+def rows(
+    seed: int, train: int = 400, held_out: int = 150, test: int = 0, noisy: bool = False
+) -> tuple[list[Row], list[Row]]:
     """Training rows and held-out rows, `{"prompt": …, "completion": …}`, one answer per prompt.
 
     All prompts are different, and none is among the `test` prompts of `test_rows`; the same seed gives the same rows.
+    noisy: a share NOISE of the training answers is the corrupted world's; held-out answers stay right.
     Raises DataError when more prompts are asked for than the world's 1000.
     """
     if min(train, held_out, test) < 0 or train + held_out + test > len(PROMPTS):
@@ -71,6 +75,9 @@ def rows(seed: int, train: int = 400, held_out: int = 150, test: int = 0) -> tup
     taken = {row["prompt"] for row in test_rows(test)}
     chosen = rng.sample([prompt for prompt in PROMPTS if prompt not in taken], train + held_out)
     made = [{"prompt": prompt, "completion": sample(prompt, rng)} for prompt in chosen]
+    if noisy:
+        for row in rng.sample(made[:train], round(NOISE * train)):
+            row["completion"] = corrupted_sample(row["prompt"], rng)
     return made[:train], made[train:]
 
 

@@ -1,7 +1,12 @@
-"""Floating-point operations of a pass, counted from the sizes of the matrices (2 per multiply-add)."""
+"""Floating-point operations of a pass, counted from the sizes of the matrices (2 per multiply-add).
+
+Attention counts whole squares, the masked half included, as profilers do. tests/parity/test_flops.py holds the counts
+against those of torch.utils.flop_counter.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,32 +14,42 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+# What the embedding feeds in the first layer, by the names that architectures give it (GPT-NeoX feeds its MLP too).
+_FIRST = re.compile(r"\b(layers|h)\.0\..*\b(q_proj|k_proj|v_proj|qkv_proj|query_key_value|c_attn|dense_h_to_4h)\b")
+
 
 @dataclass(frozen=True, slots=True)
 class Flops:
-    """Sizes of a model: weights of frozen and of trained matrices, of the head, and of attention."""
+    """Sizes of a model: weights of frozen and of trained matrices, of the head, and of attention.
+
+    first  weights fed by the frozen embedding: nothing needs the gradient of their input
+    """
 
     frozen: int
     trained: int
     head: int
     attention: int
+    first: int = 0
 
     @staticmethod
     def of(model: Any) -> Flops:
         """Count the linear layers of a model, adapters included."""
         head = model.get_output_embeddings()
-        frozen = trained = 0
-        for module in model.modules():
+        frozen = trained = first = 0
+        for name, module in model.named_modules():
             if isinstance(module, nn.Linear | Conv1D) and module is not head:
+                size = module.weight.numel()
                 if module.weight.requires_grad:
-                    trained += module.weight.numel()
+                    trained += size
                 else:
-                    frozen += module.weight.numel()
+                    frozen += size
+                if _FIRST.search(name) and "lora_B" not in name:
+                    first += size
         text = model.config.get_text_config()
         width = text.num_attention_heads * (
             getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         )
-        return Flops(frozen, trained, head.weight.numel(), text.num_hidden_layers * width)
+        return Flops(frozen, trained, head.weight.numel(), text.num_hidden_layers * width, first)
 
     def forward(self, lengths: Sequence[int], scored: int, tokens: int | None = None) -> int:
         """A forward pass over rows `[prompt | answer]` of these lengths with the head at `scored` positions.
@@ -45,15 +60,22 @@ class Flops:
         pairs = sum(length * length for length in lengths)
         return 2 * (self.frozen + self.trained) * tokens + 2 * self.head * scored + 4 * self.attention * pairs
 
-    def training(self, lengths: Sequence[int], scored: int, tokens: int | None = None) -> int:
-        """Forward and backward: a frozen matrix gives no weight gradient, so it costs 4, not 6, per token."""
+    def training(
+        self, lengths: Sequence[int], scored: int, tokens: int | None = None, checkpointing: bool = False
+    ) -> int:
+        """Forward and backward: a frozen matrix gives no weight gradient, so it costs 4, not 6, per token.
+
+        checkpointing  layers are computed again in the backward pass
+        """
         tokens = sum(lengths) if tokens is None else tokens
         pairs = sum(length * length for length in lengths)
-        linear = 4 * self.frozen * tokens + 6 * self.trained * tokens
-        return linear + 4 * self.head * scored + 12 * self.attention * pairs
+        first = 0 if checkpointing else self.first  # with it, transformers lets the embedding's output need a gradient
+        linear = (4 * self.frozen + 6 * self.trained - 2 * first) * tokens
+        again = (2 * (self.frozen + self.trained) * tokens + 4 * self.attention * pairs) if checkpointing else 0
+        return linear + again + 4 * self.head * scored + 12 * self.attention * pairs
 
     def decoding(self, prompts: Sequence[int], answers: Sequence[int]) -> int:
-        """Prefill and one pass per sampled token with a cache."""
-        tokens = sum(prompts) + sum(answers)
-        pairs = sum(p * p + a * p + a * a // 2 for p, a in zip(prompts, answers, strict=True))
+        """Prefill and, with a cache, one pass per sampled token but the last, which nothing follows."""
+        tokens = sum(prompts) + sum(answers) - len(answers)
+        pairs = sum(p * p + (a - 1) * p + a * (a - 1) // 2 for p, a in zip(prompts, answers, strict=True))
         return 2 * (self.frozen + self.trained) * tokens + 2 * self.head * sum(answers) + 4 * self.attention * pairs

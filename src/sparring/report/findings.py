@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparring.report.records import Row, Run, difference, number, pretty, read_run, text
+from sparring.report.records import Row, Run, difference, exact, number, pretty, read_run, text
 from sparring.report.tables import fixed, interval, percent, phase_label
 
 END_RATE_GAP = 0.1
@@ -122,6 +122,47 @@ def _rolled_back(run: Run, player: str) -> str:
         return ""
     later = [run.label(name) for name in run.scores if name.isdecimal() and int(name) > int(player)]
     return f" Rolled back: {' and '.join(later) or 'the later player'} did not improve on it."
+
+
+# ---------------------------------------------------------------- the last line
+
+
+def last_line(run_folder: Path) -> str | None:
+    """One sentence if the player handed over is worse than θ_0 or the base, else None; RunError as in `read_run`.
+
+    Worse on the metric by which it was chosen, or on the test split; by the mean, whatever the interval.
+    """
+    run = read_run(run_folder)
+    if run.best is None:
+        return None
+    player, metric = text(run.best.get("player")), text(run.best.get("metric") or "nll")
+    found = _worse_than(run, player, metric, run.scores, "on the held-out prompts that chose it")
+    tested = {text(row.get("player")): row for row in run.tests.values()}
+    for name in dict.fromkeys((metric, "nll")):
+        found += _worse_than(run, player, name, tested, "on the test split")
+    if not found:
+        return None
+    return f"The player handed over, {run.label(player)}, is worse than {'; and than '.join(dict.fromkeys(found))}."
+
+
+def _worse_than(run: Run, player: str, metric: str, rows: dict[str, Row], where: str) -> list[str]:
+    """ "θ₀ (SFT) in nll on the test split: 0.1081 against 0.1073", for θ_0 and the base."""
+    mine = _measured(rows.get(player, {}), metric)
+    found = []
+    for other in dict.fromkeys((run.start, "base")):
+        theirs = _measured(rows.get(other, {}), metric)
+        if other == player or mine is None or theirs is None:
+            continue
+        if (mine < theirs) if metric == "match" else (mine > theirs):
+            name = {"nll": "NLL", "exact_kl": "exact KL", "match": "matches"}.get(metric, metric)
+            found.append(f"{run.label(other)} in {name} {where}: {fixed(mine)} against {fixed(theirs)}")
+    return found
+
+
+def _measured(row: Row, metric: str) -> float | None:
+    """A metric that can choose, from held-out scores or a test."""
+    found = number(row, metric)
+    return number(exact(row), "kl") if found is None and metric == "exact_kl" else found
 
 
 # ---------------------------------------------------------------- warnings

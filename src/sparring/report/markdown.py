@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from sparring.report.findings import headline_notes, verdict_of, warnings_of
 from sparring.report.records import Run, read_answers
-from sparring.report.tables import budget_rows, columns, result_lines
+from sparring.report.tables import Column, Line, budget_rows, columns, result_lines
+from sparring.report.tested import tested_lines, tested_notes
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~$])")
 
@@ -17,11 +18,12 @@ def markdown(run: Run, again: Sequence[tuple[str, str]], config: str) -> str:
     parts = [f"# {inline(run.name)}", f"**{inline(verdict_of(run))}**"]
     parts += [inline(note) for note in headline_notes(run)]
     parts += ["## Results", _results(run)]
+    parts += tested(run)
     found = warnings_of(run)
     parts += ["## Warnings", "\n".join(f"- {inline(line)}" for line in found) if found else "None."]
     parts += ["## Side by side", *_answers(run)]
-    parts += ["## Budget", _table(["phase", "time", "tokens", "FLOPs", "notes"], budget_rows(run))]
-    parts += ["## How to make it again", _table(["what", "value"], [list(pair) for pair in again])]
+    parts += ["## Budget", table(["phase", "time", "tokens", "FLOPs", "notes"], budget_rows(run))]
+    parts += ["## How to make it again", table(["what", "value"], [list(pair) for pair in again])]
     if config:
         parts.append(fenced(config, "yaml"))
     return "\n\n".join(parts) + "\n"
@@ -41,12 +43,22 @@ def fenced(said: str, language: str = "text") -> str:
 
 
 def _results(run: Run) -> str:
-    header = ["player", *(column.heading for column in columns(run))]
-    rows = [
-        [f"{line.label} ★" if line.best else line.label, *(str(cell) for cell in line.cells)]
-        for line in result_lines(run)
-    ]
-    return _table(header, rows)
+    return lined(columns(run), result_lines(run))
+
+
+def tested(run: Run) -> list[str]:
+    """The section about the test split, if there was a test."""
+    shown, lines = tested_lines(run)
+    if not lines:
+        return []
+    notes = " ".join(tested_notes(run))
+    return ["## On the test split, which chose nothing", lined(shown, lines), *([inline(notes)] if notes else [])]
+
+
+def lined(shown: Sequence[Column], lines: Sequence[Line], first: str = "player", star: str = " ★") -> str:
+    """A table of one line per player or arm; `star` marks the best."""
+    rows = [[f"{line.label}{star}" if line.best else line.label, *(str(cell) for cell in line.cells)] for line in lines]
+    return table([first, *(column.heading for column in shown)], rows)
 
 
 def _answers(run: Run) -> list[str]:
@@ -59,7 +71,8 @@ def _answers(run: Run) -> list[str]:
     return parts or ["No answers have been sampled yet."]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; every cell is plain text."""
     if not rows:
         return "Nothing has been recorded yet."
     lines = [header, ["---"] * len(header), *rows]

@@ -1,36 +1,28 @@
 """A run's report, from its folder alone: report.html, report.md and tables/*.csv.
 
-The page is one file with no script and no address to load anything from; every text that came from
-data or a model is escaped by the template. Writing it twice gives the same bytes.
+The page is one file with one small script, for the duels, and no address to load anything from; every text
+that came from data or a model is escaped. Writing it twice gives the same bytes.
 """
 
 from __future__ import annotations
 
-import os
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from sparring.report.duels import cards, of_run
 from sparring.report.findings import headline_notes, verdict, verdict_of, warnings_of
+from sparring.report.frame import render, replace
 from sparring.report.markdown import markdown
 from sparring.report.plots import draw
-from sparring.report.records import Answers, Run, read_answers, read_run, text
+from sparring.report.records import Run, read_answers, read_run, shown, text
 from sparring.report.sheets import phases_csv, scores_csv
-from sparring.report.tables import (
-    budget_rows,
-    columns,
-    duration,
-    result_lines,
-    result_rows,
-)
+from sparring.report.tables import budget_rows, columns, duration, result_lines, result_rows
+from sparring.report.tested import tested_lines, tested_notes
 
 __all__ = ["result_rows", "verdict", "write_report"]
-
-LONGEST_ANSWER = 1500  # characters shown on the page
 
 
 def write_report(run_folder: Path) -> Path:
@@ -42,22 +34,16 @@ def write_report(run_folder: Path) -> Path:
     run = read_run(run_folder)
     again, config = _again(run), _config_yaml(run)
     (run_folder / "tables").mkdir(exist_ok=True)
-    _replace(run_folder / "tables" / "scores.csv", scores_csv(run))
-    _replace(run_folder / "tables" / "phases.csv", phases_csv(run))
-    _replace(run_folder / "report.md", markdown(run, again, config))
-    return _replace(run_folder / "report.html", _html(run, again, config))
+    replace(run_folder / "tables" / "scores.csv", scores_csv(run))
+    replace(run_folder / "tables" / "phases.csv", phases_csv(run))
+    replace(run_folder / "report.md", markdown(run, again, config))
+    return replace(run_folder / "report.html", _html(run, again, config))
 
 
 def _html(run: Run, again: list[tuple[str, str]], config: str) -> str:
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    source = resources.files("sparring.report").joinpath("template.html").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    test_columns, test_lines = tested_lines(run)
+    return render(
+        "template.html",
         run=run,
         facts=_facts(run),
         verdict=verdict_of(run),
@@ -67,7 +53,12 @@ def _html(run: Run, again: list[tuple[str, str]], config: str) -> str:
         warnings=warnings_of(run),
         plots=[{"plot": plot, "svg": Markup(plot.svg)} for plot in draw(run)],
         matches=_matches(run),
-        answers=[_shown(run, row) for row in read_answers(run)],
+        answers=[cards(run, row) for row in read_answers(run)],
+        browser=of_run(run),
+        hushed=not shown(run),
+        test_columns=test_columns,
+        test_lines=test_lines,
+        test_notes=tested_notes(run),
         budget=budget_rows(run),
         again=again,
         config=config,
@@ -110,21 +101,6 @@ def _matches(run: Run) -> list[tuple[str, str]]:
     return [(run.label(player), run.label(opponent)) for player, opponent in pairs if opponent is not None]
 
 
-def _shown(run: Run, row: Answers) -> dict[str, Any]:
-    """One prompt's cards. Each card: title, who it was trained against, text, and whether it was cut."""
-    cards = [{"title": "real answer", "note": "", "text": _short(row.real), "cut": False}]
-    for player, (said, finish) in row.said.items():
-        opponent = run.opponent(player)
-        note = f"learnt against {run.label(opponent)}" if opponent else "opponent of iteration 0"
-        cards.append({"title": run.label(player), "note": note, "text": _short(said), "cut": finish == "length"})
-    return {"prompt": _short(row.prompt), "cards": cards}
-
-
-def _short(said: str) -> str:
-    left = len(said) - LONGEST_ANSWER
-    return said if left <= 0 else f"{said[:LONGEST_ANSWER]} … ({left} more characters)"
-
-
 def _again(run: Run) -> list[tuple[str, str]]:
     """What is needed to make the run again, as (name, value)."""
     base, data = _part(run, "base"), _part(run, "data")
@@ -154,11 +130,3 @@ def _config_yaml(run: Run) -> str:
 def _part(run: Run, key: str) -> dict[str, Any]:
     found = run.lock.get(key)
     return found if isinstance(found, dict) else {}
-
-
-def _replace(file: Path, content: str) -> Path:
-    """Write beside the file, then rename over it: a reader sees the old file or the new one."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    beside.write_text(content, encoding="utf-8", newline="\n")
-    os.replace(beside, file)
-    return file

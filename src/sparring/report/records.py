@@ -26,16 +26,23 @@ _DROPPED = {code: "\N{REPLACEMENT CHARACTER}" for code in range(32) if chr(code)
 
 @dataclass(frozen=True)
 class Answers:
-    """One held-out prompt, its real answer, and what each player said: player → (text, finish)."""
+    """One held-out prompt, its real answer, what each player said: player → (text, finish), and its margin.
+
+    margins  above 0 where a player tells the real answer from its opponent's; missing where it was not measured
+    """
 
     prompt: str
     real: str
     said: dict[str, tuple[str, str]]
+    margins: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder's records: `steps` and `checks` by phase, `phases` and `scores` in the run's order."""
+    """A run folder's records: `steps` and `checks` by phase, `phases` and `scores` in the run's order.
+
+    tests  what the test split said, by "best" and "last"
+    """
 
     folder: Path
     lock: Row = field(default_factory=dict)
@@ -44,6 +51,7 @@ class Run:
     checks: dict[str, list[Row]] = field(default_factory=dict)
     phases: dict[str, Row] = field(default_factory=dict)
     scores: dict[str, Row] = field(default_factory=dict)
+    tests: dict[str, Row] = field(default_factory=dict)
     warnings: tuple[tuple[str, str], ...] = ()
     unreadable: int = 0
 
@@ -103,9 +111,10 @@ def read_run(folder: Path) -> Run:
     checks: dict[str, dict[Any, Row]] = {}
     phases: dict[str, Row] = {}
     scores: dict[str, Row] = {}
+    tests: dict[str, Row] = {}
     warnings: dict[tuple[str, str], None] = {}
     unreadable = 0
-    for row in _lines(folder / "metrics.jsonl"):
+    for row in read_lines(folder / "metrics.jsonl"):
         event, phase = row.get("event"), str(row.get("phase") or "")
         if event == "step":
             steps.setdefault(phase, {})[row.get("step")] = row
@@ -115,6 +124,8 @@ def read_run(folder: Path) -> Run:
             phases[phase] = row
         elif event == "scores":
             scores[text(row.get("player"))] = row
+        elif event == "test":
+            tests[text(row.get("which"))] = row
         elif event == "warning":
             warnings[text(phase), text(row.get("text"))] = None
         elif event is None:
@@ -127,21 +138,27 @@ def read_run(folder: Path) -> Run:
         checks={phase: _by_step(rows) for phase, rows in checks.items()},
         phases=phases,
         scores=dict(sorted(scores.items(), key=lambda item: player_order(item[0]))),
+        tests=dict(sorted(tests.items())),
         warnings=tuple(warnings),
         unreadable=unreadable,
     )
 
 
-def read_answers(run: Run) -> list[Answers]:
-    """The first prompts (config `evaluation.show`, six by default) with every player's answer to each."""
+def shown(run: Run) -> int:
+    """How many prompts are shown side by side: config `evaluation.show`, six by default."""
     wanted = run.setting("evaluation", "show")
-    limit = wanted if isinstance(wanted, int) else 6
+    return wanted if isinstance(wanted, int) else 6
+
+
+def read_answers(run: Run, limit: int | None = None) -> list[Answers]:
+    """The first prompts (as many as `shown` says) with every player's answer to each."""
+    limit = shown(run) if limit is None else limit
     players = [run.start, *(str(t) for t in run.iterations)]
     files = {player: ANSWER_FILES.get(player, f"{player}/scores/answers.jsonl") for player in players}
     found: dict[int, Answers] = {}
     prompts: set[str] = set()
     for player, name in files.items():
-        for index, row in enumerate(_lines(run.folder / name)):
+        for index, row in enumerate(read_lines(run.folder / name)):
             if "prompt" not in row:
                 continue
             prompt = text(row["prompt"])
@@ -150,6 +167,8 @@ def read_answers(run: Run) -> list[Answers]:
                 prompts.add(prompt)
             if index in found and found[index].prompt == prompt:
                 found[index].said[player] = (text(row.get("answer")), str(row.get("finish")))
+                if (margin := number(row, "margin")) is not None:
+                    found[index].margins[player] = margin
             if len(found) >= limit and index >= max(found, default=0):
                 break
     return [found[index] for index in sorted(found)]
@@ -200,7 +219,7 @@ def text(value: object) -> str:
     return plain.encode("utf-8", "replace").decode("utf-8").translate(_DROPPED)
 
 
-def _lines(file: Path) -> Iterator[Row]:
+def read_lines(file: Path) -> Iterator[Row]:
     """The objects of a JSON-lines file; an unreadable line gives {}, a cut last line nothing."""
     if not file.is_file():
         return

@@ -13,23 +13,24 @@ from sparring.report.tables import kind
 
 def scores_csv(run: Run) -> str:
     """One row per player with unrounded numbers; nested measures as `nll_difference_mean`, `exact_kl`."""
-    return _csv(run.scores.values(), ("player", "label", "nll", "nll_low", "nll_high"))
+    return sheet(run.scores.values(), ("player", "label", "nll", "nll_low", "nll_high"))
 
 
 def phases_csv(run: Run) -> str:
     """One row per finished phase with unrounded numbers."""
     rows = ({**row, "kind": kind(phase)} for phase, row in run.phases.items())
-    return _csv(rows, ("phase", "kind", "seconds", "tokens", "flops"))
+    return sheet(rows, ("phase", "kind", "seconds", "tokens", "flops"))
 
 
-def _csv(rows: Iterable[Row], first: Sequence[str]) -> str:
+def sheet(rows: Iterable[Row], first: Sequence[str]) -> str:
+    """Rows as CSV: the columns of `first`, then all others by name; nested values as `outer_inner`."""
     flat = [_flat(row) for row in rows]
     rest = sorted({key for row in flat for key in row} - set(first) - {"event"})
-    sheet = io.StringIO()
-    writer = csv.DictWriter(sheet, [*first, *rest], extrasaction="ignore", lineterminator="\n")
+    made = io.StringIO()
+    writer = csv.DictWriter(made, [*first, *rest], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
-    return sheet.getvalue()
+    return made.getvalue()
 
 
 def _flat(row: Row) -> dict[str, Any]:

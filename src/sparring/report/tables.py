@@ -50,12 +50,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the result table. `player` is None for the real answers."""
+    """One row of the result table. `player` is None for the real answers, `note` is small print."""
 
     player: str | None
     label: str
     cells: tuple[Cell, ...]
     best: bool = False
+    note: str = ""
 
 
 # ---------------------------------------------------------------- numbers as text

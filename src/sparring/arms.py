@@ -1,0 +1,166 @@
+"""The arms of a comparison: one table, a name → settings on top of the config's own. The runs are ordinary runs.
+
+All start from the same θ_0, where its settings are the same, and learn from the same data. An arm of one's own is a
+few lines of YAML under `compare.arms` (docs/compare.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparring.config import ArmConfig, CompareConfig, Config
+from sparring.errors import ConfigError, nearest
+
+Settings = Mapping[str, Any]
+_FOLDER = re.compile(r"\w[\w.-]*")
+TEMPERATURES = [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One arm: what it is called and is, its settings, and a key whose value is chosen on held-out data.
+
+    key     None: nothing is chosen
+    matched whether it gets the target's budget; fine-tuning alone and prompting do not play
+    """
+
+    name: str
+    label: str
+    what: str
+    settings: Settings
+    key: str | None = "selfplay.lr"
+    values: list[Any] = field(default_factory=list)
+    matched: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A line of the table; `settings` may depend on the config."""
+
+    label: str
+    what: str
+    settings: Settings | Callable[[Config], Settings]
+    key: str | None = "selfplay.lr"
+    values: tuple[Any, ...] = ()
+    matched: bool = True
+
+
+_GOES_ON: Settings = {"selfplay.negatives": "none", "selfplay.hold": "continue"}
+
+
+def _anchored(config: Config) -> Settings:
+    return {"selfplay.anchor": config.selfplay.anchor or 0.2}
+
+
+def _of_rank(config: Config) -> Settings:
+    """As many numbers as all of self-play's adapters together would have, at the same scale alpha/r."""
+    times = max(1, config.selfplay.iterations)
+    rank = {"method.r": times * config.method.r, "method.alpha": times * config.method.alpha}
+    return {**_GOES_ON, **rank}
+
+
+def _control(negatives: str) -> Callable[[Config], Settings]:
+    return lambda config: {**_anchored(config), "selfplay.negatives": negatives}
+
+
+def _prompted(style: str) -> Settings:
+    return {"sft.epochs": 0, "selfplay.iterations": 0, "evaluation.prompting.style": style}
+
+
+_NOT_PLAYED: dict[str, Any] = {"key": None, "matched": False}
+KNOWN: dict[str, Known] = {
+    "sft": Known("SFT", "fine-tuning alone: θ_0, where all others start", {"selfplay.iterations": 0}, **_NOT_PLAYED),
+    "continued": Known(
+        "continued SFT",
+        "fine-tuning goes on with the same adapter, in as many parts as self-play has iterations",
+        _GOES_ON,
+    ),
+    "stages": Known(
+        "staged SFT",
+        "fine-tuning goes on in as many stages as self-play has, each merged and begun again with a fresh adapter",
+        {"selfplay.negatives": "none", "selfplay.hold": "merge"},
+    ),
+    "rank": Known(
+        "SFT of rank T·r", "fine-tuning from the start, and on, with an adapter of T times the rank", _of_rank
+    ),
+    "spin": Known("SPIN", "self-play as in the paper", {"selfplay.anchor": 0.0}),
+    "spin-anchor": Known("SPIN + anchor", "self-play, with the real answer's NLL in the loss", _anchored),
+    "stale": Known("stale opponent", "as SPIN + anchor, but θ_0 answers in every iteration", _control("start")),
+    "shuffled": Known("shuffled labels", "as SPIN + anchor, but a coin calls an answer real", _control("shuffled")),
+    "other-prompt": Known(
+        "other prompts", "as SPIN + anchor, but the negatives are other prompts' real answers", _control("other_prompt")
+    ),
+    "temperature": Known(
+        "SFT, tempered",
+        "θ_0 with its logits divided by a temperature",
+        {"selfplay.iterations": 0},
+        "evaluation.temperature",
+        tuple(TEMPERATURES),
+        matched=False,
+    ),
+    "rules": Known("rule sheet", "the base, told rules in its prompt; no training", _prompted("rules"), **_NOT_PLAYED),
+    "few-shot": Known("few-shot", "the base, shown training examples", _prompted("few_shot"), **_NOT_PLAYED),
+    "chain-of-thought": Known(
+        "chain of thought", "the base, asked to think first", _prompted("chain_of_thought"), **_NOT_PLAYED
+    ),
+    "reflection": Known(
+        "reflection", "the base answers, criticises and revises", _prompted("reflection"), **_NOT_PLAYED
+    ),
+}
+PROMPTED = ("rules", "few-shot", "chain-of-thought", "reflection")
+STANDARD = [name for name in KNOWN if name not in PROMPTED]
+
+
+def chosen_arms(config: Config, compare: CompareConfig) -> list[Arm]:
+    """The arms that a config asks for, in its order; target, reference and SFT are added if they are not named.
+
+    Raises ConfigError for an unknown arm, one that is named twice, or an empty grid.
+    """
+    asked = list(STANDARD if compare.arms is None else compare.arms)
+    named = [one if isinstance(one, str) else one.name for one in asked]
+    twice = next((name for name in named if named.count(name) > 1), None)
+    if twice:
+        raise ConfigError(f'compare.arms names "{twice}" twice; give each arm a name of its own')
+    asked += [name for name in dict.fromkeys(("sft", compare.target, compare.reference)) if name not in named]
+    arms = [_arm(one if isinstance(one, ArmConfig) else ArmConfig(name=one), config, compare) for one in asked]
+    target = next(arm for arm in arms if arm.name == compare.target)
+    if not target.matched:
+        raise ConfigError(
+            f'compare.target "{compare.target}" spends nothing on self-play, so no budget can be made equal; '
+            "give an arm that plays, such as spin"
+        )
+    if compare.target == compare.reference:
+        raise ConfigError(f'compare.target and compare.reference are both "{compare.target}"; give two arms')
+    return arms
+
+
+def _arm(one: ArmConfig, config: Config, compare: CompareConfig) -> Arm:
+    name = one.like or one.name
+    known = KNOWN.get(name)
+    if known is None and (one.like or not (one.settings or one.grid)):
+        raise ConfigError(f'arm "{name}" is not known; {nearest(name, KNOWN)}, or give it settings of its own')
+    if not _FOLDER.fullmatch(one.name):
+        raise ConfigError(f'arm "{one.name}" is not a folder name; give letters, digits, -, _ and . only')
+    known = known or Known(one.name, "", {})
+    settings = known.settings(config) if callable(known.settings) else known.settings
+    key, values = known.key, list(known.values) or learning_rates(config, compare)
+    if one.grid:
+        if len(one.grid) != 1 or not all(one.grid.values()):
+            raise ConfigError(f'arm "{one.name}": grid holds {dict(one.grid)}; give one key with a list of values')
+        ((key, values),) = one.grid.items()
+    label = known.label if name == one.name else one.name
+    return Arm(
+        one.name, label, one.what or known.what, {**settings, **one.settings}, key, values if key else [], known.matched
+    )
+
+
+def learning_rates(config: Config, compare: CompareConfig) -> list[float]:
+    """The grid for every arm: `compare.lr`, or three from self-play's learning rate to fine-tuning's."""
+    if compare.lr is not None:
+        return list(dict.fromkeys(compare.lr))
+    play = config.selfplay.lr
+    low, high = (play[0] if isinstance(play, list) else play), config.sft.lr
+    return [float(f"{value:.2g}") for value in dict.fromkeys((low, (low * high) ** 0.5, high))]
