@@ -34,7 +34,7 @@ app = typer.Typer(
 )
 lab = typer.Typer(help="The laboratory: a world whose data distribution is known exactly.", no_args_is_help=True)
 app.add_typer(lab, name="lab")
-app.add_typer(evaluate)  # judge, bench, mt-bench
+app.add_typer(evaluate)  # sample, judge, bench, mt-bench
 
 ConfigArgument = Annotated[
     str | None,
@@ -126,25 +126,6 @@ def report(which: RunArgument = "last", folder: RunsOption = "runs") -> None:
     _conclusion(found, write_report(found))
 
 
-@app.command()
-def sample(
-    which: RunArgument,
-    prompt: Annotated[str, typer.Argument(help="what to answer; `-` reads standard input")],
-    player: Annotated[str, typer.Option(help="best, base, sft, or an iteration's number")] = "best",
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="how many answers")] = 1,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    folder: RunsOption = "runs",
-) -> None:
-    """Let a player of a run answer a prompt."""
-    from sparring.browse import answer, find_run
-
-    text = sys.stdin.read() if prompt == "-" else prompt
-    for line in answer(find_run(which, Path(folder)), text, player, count, seed, temperature, max_new_tokens):
-        print(line)
-
-
 @lab.command()
 def pretrain(
     out: Annotated[Path, typer.Option(help="the folder to write the base to")],
@@ -195,8 +176,8 @@ def _check(settings: Config, as_json: bool) -> None:
 def _compare(settings: Config) -> None:
     from sparring.report.study import read_study
     from sparring.report.study_tables import brief_rows
-    from sparring.terminal import print_table
     from sparring.study import run_study
+    from sparring.terminal import print_table
 
     folder = run_study(settings, command=shlex.join(["sparring", *sys.argv[1:]]))
     study = read_study(folder)

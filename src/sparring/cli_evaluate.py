@@ -1,8 +1,9 @@
-"""The verbs that measure a finished run: judge, bench, mt-bench. Their modules are imported when chosen."""
+"""The verbs that use a finished run: sample, judge, bench, mt-bench. Their modules are imported when chosen."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,25 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="a run's folder 
 RunsOption = Annotated[str, typer.Option("--runs", help="the folder that holds the runs")]
 PlayerOption = Annotated[str, typer.Option(help="best, base, sft, or an iteration's number")]
 JsonOption = Annotated[bool, typer.Option("--json", help="the result as one line of JSON, for machines")]
+
+
+@app.command()
+def sample(
+    which: RunArgument,
+    prompt: Annotated[str, typer.Argument(help="what to answer; `-` reads standard input")],
+    player: PlayerOption = "best",
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="how many answers")] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    folder: RunsOption = "runs",
+) -> None:
+    """Let a player of a run answer a prompt."""
+    from sparring.browse import answer, find_run
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    for line in answer(find_run(which, Path(folder)), text, player, count, seed, temperature, max_new_tokens):
+        print(line)
 
 
 @app.command()
