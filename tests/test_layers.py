@@ -68,6 +68,10 @@ ROWS = {
     "generation.play": 11,
     "evaluation.choose": 11,
     "evaluation.extract": 0,
+    "evaluation.endpoint": 1,
+    "evaluation.judges": 2,
+    "evaluation.harness": 2,
+    "evaluation.mt_bench": 9,
     "evaluation.calibration": 1,
     "evaluation.prompting": 0,
     "evaluation.prompting.styles": 2,
@@ -78,7 +82,7 @@ ROWS = {
     "allowance": 11,
     "learning": 12,
     "opponent": 12,
-    "controls": 13,
+    "controls": 14,
     "selfplay": 15,
     "report": 0,
     "report.records": 1,
@@ -99,15 +103,18 @@ ROWS = {
     "report.study_plots": 8,
     "report.study_page": 10,
     "console": 8,
+    "terminal": 0,
     "job": 16,
     "plan": 17,
     "arms": 4,
     "studied": 17,
     "study": 18,
     "browse": 17,
-    "cli": 19,
-    "__main__": 20,
-    "": 20,  # the package's own front door
+    "measuring": 18,
+    "cli_evaluate": 19,
+    "cli": 20,
+    "__main__": 21,
+    "": 21,  # the package's own front door
 }
 
 

@@ -53,7 +53,7 @@ def test_help_loads_nothing_heavy() -> None:
         env={**os.environ, "COLUMNS": "100"},
     )
     assert found.stdout.strip().endswith("False")
-    for verb in ("run", "check", "runs", "report", "sample", "lab"):
+    for verb in ("run", "check", "runs", "report", "sample", "judge", "bench", "mt-bench", "lab"):
         assert f"\n  {verb} " in found.stdout
 
 
@@ -62,6 +62,19 @@ SURFACE = {
     "check": {"--json"},
     "runs": {"--runs", "--json"},
     "report": {"--runs"},
+    "judge": {"--judge", "--first", "--second", "--model", "--key-from", "--runs", "--json"},
+    "bench": {
+        "--tasks",
+        "--include-path",
+        "--limit",
+        "--shots",
+        "--player",
+        "--batch-size",
+        "--out",
+        "--runs",
+        "--json",
+    },
+    "mt-bench": {"--questions", "--player", "--model-id", "--limit", "--max-new-tokens", "--out", "--runs"},
     "sample": {"--player", "--count", "--seed", "--temperature", "--max-new-tokens", "--runs"},
 }
 

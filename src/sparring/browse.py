@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from sparring.errors import InputError, RunError, nearest
+
+if TYPE_CHECKING:
+    from sparring.config import Config
+    from sparring.models.players import Player, Ring
 
 
 def list_runs(folder: Path) -> tuple[list[str], list[list[str]]]:
@@ -64,65 +69,98 @@ def find_run(which: str, folder: Path) -> Path:
     raise RunError(f'there is no run "{which}"; {hint}')
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A player of a run, loaded and ready to be seated."""
+
+    config: Config
+    ring: Ring
+    player: Player
+    chat: bool
+
+
+def open_player(run: Path, player: str) -> Opened:
+    """Load the base of a run, and one of its players: best, base, sft, or an iteration's number.
+
+    Raises RunError for a damaged run, an unknown player, or another base than the run was made with.
+    """
+    settings = read_settings(run)
+    folder = _player_folder(run, player)
+
+    from sparring.config import Config
+    from sparring.job import quiet_libraries
+    from sparring.models.base import find_base, load_base, load_renderer
+    from sparring.models.players import Player, Ring
+
+    quiet_libraries()
+    config = Config.model_validate(settings)
+    base_folder = find_base(config.model)
+    renderer = load_renderer(base_folder, config.model)
+    ring = Ring(load_base(base_folder, config.model, renderer), config.method, config.model.base)
+    seated = Player.load(folder) if folder else Player.untrained(ring.base)
+    made_with = (_lock(run) or {})["base"]["fingerprint"]
+    if folder is None and ring.base.fingerprint != made_with:
+        raise RunError(f"the base at {config.model.base} is not the one this run was made with; restore it")
+    return Opened(config, ring, seated, _chats(run))
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """The resolved config that a run was made with; RunError if its record is damaged."""
+    lock = _lock(run)
+    if lock is None:
+        raise RunError(
+            f"{run / 'run.lock.yaml'} is damaged, so it is not known what this run was made with; restore it"
+        )
+    settings: dict[str, Any] = lock["config"]
+    return settings
+
+
 def answer(
     run: Path, prompt: str, player: str, count: int, seed: int, temperature: float, max_new_tokens: int
 ) -> list[str]:
     """Answers of one player of a run. `player`: best, base, sft, or an iteration's number."""
     if not prompt.strip():
         raise InputError("the prompt is empty; give some text, or - to read standard input")
-    lock = _lock(run)
-    if lock is None:
-        raise RunError(
-            f"{run / 'run.lock.yaml'} is damaged, so it is not known what this run was made with; restore it"
-        )
-    folder = _player_folder(run, player)
+    opened = open_player(run, player)
 
-    from sparring.config import Config
     from sparring.data.messages import Message
     from sparring.generation.local import LocalGenerator
     from sparring.generation.sampling import stream_keys
-    from sparring.job import quiet_libraries
-    from sparring.models.base import find_base, load_base, load_renderer
-    from sparring.models.players import Player, Ring
 
-    quiet_libraries()
-    config = Config.model_validate(lock["config"])
-    base_folder = find_base(config.model)
-    renderer = load_renderer(base_folder, config.model)
-    ring = Ring(load_base(base_folder, config.model, renderer), config.method, config.model.base)
-    seated = Player.load(folder) if folder else Player.untrained(ring.base)
-    if folder is None and ring.base.fingerprint != lock["base"]["fingerprint"]:
-        raise RunError(f"the base at {config.model.base} is not the one this run was made with; restore it")
-    chat = _chats(run)
-    system = (Message("system", config.data.system),) if chat and config.data.system else ()
-    ids = renderer.prompt((*system, Message("user", prompt)), chat=chat)
+    config, ring = opened.config, opened.ring
+    renderer = ring.base.renderer
+    system = (Message("system", config.data.system),) if opened.chat and config.data.system else ()
+    ids = renderer.prompt((*system, Message("user", prompt)), chat=opened.chat)
     if len(ids) >= ring.base.context:
         raise InputError(
             f"the prompt has {len(ids)} tokens, but the model's context is {ring.base.context}; shorten the prompt"
         )
     settings = config.generation.model_copy(update={"temperature": temperature})
-    generator = LocalGenerator(ring.seat(seated, settings.merge), ring.base, settings)
+    generator = LocalGenerator(ring.seat(opened.player, settings.merge), ring.base, settings)
     keys = stream_keys(seed, 0, [0] * count, list(range(count)))
     return [renderer.decode(given.ids) for given in generator([ids] * count, keys, max_new_tokens)]
 
 
-def _player_folder(run: Path, player: str) -> Path | None:
-    """The folder of a named player; None for the base."""
-    if player == "base":
-        return None
+def player_name(run: Path, player: str) -> str:
+    """The player's own name: of `best`, that of the player which was chosen. Raises RunError if there is none."""
     if player == "best":
         best = run / "best" / "best.json"
         if not best.exists():
             raise RunError(
                 f"{run} is not finished, so no best player is chosen; finish it, or give --player sft or 0, 1, …"
             )
-        player = json.loads(best.read_text(encoding="utf-8"))["player"]
-    folder = run / "sft" if player == "sft" else run / player / "player"
-    if not (folder / "player.json").exists():
-        there = [path.parent.parent.name for path in run.glob("*/player/player.json")]
-        there += ["sft"] if (run / "sft" / "player.json").exists() else []
+        player = str(json.loads(best.read_text(encoding="utf-8"))["player"])
+    there = [path.parent.parent.name for path in run.glob("*/player/player.json")]
+    there += ["sft"] if (run / "sft" / "player.json").exists() else []
+    if player not in ("base", *there):
         raise RunError(f'this run has no player "{player}"; {nearest(player, ["base", "best", *there])}')
-    return folder
+    return player
+
+
+def _player_folder(run: Path, player: str) -> Path | None:
+    """The folder of a named player; None for the base."""
+    name = player_name(run, player)
+    return None if name == "base" else run / "sft" if name == "sft" else run / name / "player"
 
 
 def _chats(run: Path) -> bool:

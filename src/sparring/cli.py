@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sparring.cli_evaluate import app as evaluate
 from sparring.errors import SparringError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 lab = typer.Typer(help="The laboratory: a world whose data distribution is known exactly.", no_args_is_help=True)
 app.add_typer(lab, name="lab")
+app.add_typer(evaluate)  # sample, judge, bench, mt-bench
 
 ConfigArgument = Annotated[
     str | None,
@@ -100,6 +102,7 @@ def check(config: ConfigArgument = None, overrides: Overrides = None, as_json: J
 def runs(folder: RunsOption = "runs", as_json: JsonOption = False) -> None:
     """List the runs in a folder, newest last."""
     from sparring.browse import list_runs
+    from sparring.terminal import print_table
 
     header, rows = list_runs(Path(folder))
     if as_json:
@@ -108,7 +111,7 @@ def runs(folder: RunsOption = "runs", as_json: JsonOption = False) -> None:
         for row in rows:
             print(json.dumps(dict(zip(header, row, strict=True))))
     elif rows:
-        _table(header, rows)
+        print_table(header, rows)
     else:
         print(f"no runs in {folder}; `sparring run` makes one")
 
@@ -121,25 +124,6 @@ def report(which: RunArgument = "last", folder: RunsOption = "runs") -> None:
 
     found = find_run(which, Path(folder))
     _conclusion(found, write_report(found))
-
-
-@app.command()
-def sample(
-    which: RunArgument,
-    prompt: Annotated[str, typer.Argument(help="what to answer; `-` reads standard input")],
-    player: Annotated[str, typer.Option(help="best, base, sft, or an iteration's number")] = "best",
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="how many answers")] = 1,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    folder: RunsOption = "runs",
-) -> None:
-    """Let a player of a run answer a prompt."""
-    from sparring.browse import answer, find_run
-
-    text = sys.stdin.read() if prompt == "-" else prompt
-    for line in answer(find_run(which, Path(folder)), text, player, count, seed, temperature, max_new_tokens):
-        print(line)
 
 
 @lab.command()
@@ -193,11 +177,12 @@ def _compare(settings: Config) -> None:
     from sparring.report.study import read_study
     from sparring.report.study_tables import brief_rows
     from sparring.study import run_study
+    from sparring.terminal import print_table
 
     folder = run_study(settings, command=shlex.join(["sparring", *sys.argv[1:]]))
     study = read_study(folder)
     print()
-    _table(*brief_rows(study))
+    print_table(*brief_rows(study))
     print(f"\n{study.said('headline')}\nreport: {folder / 'report.html'}")
 
 
@@ -206,25 +191,15 @@ def _conclusion(run: Path, page: Path) -> None:
     from sparring.report.findings import last_line, verdict, warnings_of
     from sparring.report.records import read_run
     from sparring.report.tables import result_rows
+    from sparring.terminal import print_table
 
-    _table(*result_rows(run))
+    print_table(*result_rows(run))
     print(f"\n{verdict(run)}\n")
     for warning in warnings_of(read_run(run)):
         print(f"warning: {warning}")
     print(f"report: {page}")
     if said := last_line(run):
         print(said)
-
-
-def _table(header: list[str], rows: list[list[str]]) -> None:
-    """An aligned table; the first column to the left, numbers to the right."""
-    lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    for line in lines:
-        cells = [
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
 
 
 def main() -> None:

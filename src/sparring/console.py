@@ -17,6 +17,7 @@ TITLES = {
     "player": "learn: tell real answers from the opponent's",
     "scores": "judge on held-out prompts",
     "best": "choose the best player",
+    "test": "measure on the test prompts",
 }
 
 
@@ -155,15 +156,20 @@ def _words(event: Event) -> str:
         return f"  warning: {event['text']}"
     if kind == "stop":
         return f"  stopped early at step {event['step']}: {event['reason']}"
-    if kind != "scores":
+    if kind not in ("scores", "test"):
         return ""
-    parts = [f"  {event['label']}: held-out NLL {event['nll']:.4f} per token"]
+    parts = [f"  {event['label']}: {event['n']} {'test' if kind == 'test' else 'held-out'} prompts"]
+    if event["nll"] is not None:
+        parts = [f"  {event['label']}: {'test' if kind == 'test' else 'held-out'} NLL {event['nll']:.4f} per token"]
     gap = event.get("nll_difference")
     if gap:
         parts.append(f"{gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}] against SFT")
-    if event["accuracy"] is not None:
+    if event.get("accuracy") is not None:
         parts.append(f"accuracy {event['accuracy']:.2f}")
-    parts.append(f"{event['length']:.0f} tokens, {event['end_rate']:.0%} ended (real: {event['real_length']:.0f})")
+    if event.get("match") is not None:
+        parts.append(f"match {event['match']:.1%}")
+    real = f" (real: {event['real_length']:.0f})" if "real_length" in event else ""
+    parts.append(f"{event['length']:.0f} tokens, {event['end_rate']:.0%} ended{real}")
     if event.get("exact"):
         parts.append(f"exact KL {event['exact']['kl']:.3f}, valid {event['exact']['valid_mass']:.2f}")
     return " · ".join(parts)

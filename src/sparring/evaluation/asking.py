@@ -169,9 +169,8 @@ def exact_of(session: Session, model: Any, base: Base, sheet: Sheet) -> list[dic
     return [world.exact([text], [logprobs]) for text, logprobs in zip(texts, found, strict=True)]
 
 
-def cost(session: Session, told: Sequence[Row], passes: int) -> Event:
+def cost(flops: Flops, told: Sequence[Row], passes: int) -> Event:
     """Tokens and FLOPs of decoding, and of `passes` forward passes over what was said."""
-    flops = Flops.of(session.ring.base.model)
     turns = [turn for row in told for one in row for turn in one.turns]
     asked, said = [len(prompt) for prompt, _ in turns], [len(answer.ids) for _, answer in turns]
     lengths = [a + b for a, b in zip(asked, said, strict=True)]

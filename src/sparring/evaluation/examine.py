@@ -31,6 +31,7 @@ from sparring.evaluation.nll import real_logprobs
 from sparring.evaluation.prompting.sheet import Sheet
 from sparring.files import write_atomic
 from sparring.generation.play import answer_limit
+from sparring.models.flops import Flops
 from sparring.models.players import Player
 from sparring.models.scoring import calibration
 from sparring.run import Event, Phase
@@ -53,14 +54,13 @@ def examine(session: Session, folder: Path, data: Phase, start: Phase, best: Pha
         answers = _answers(session, session.player(phase), sheet, data)
         if not session.crew.writes:
             continue
-        rows, whole, passes = _measured(session, sheet, phase, start, answers)
+        rows, whole, costs = _measured(session, sheet, phase, start, answers)
         write_atomic(folder / f"{which}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         means[which] = means_of(rows) | whole
         name = name_of(phase)
         about = {"which": which, "player": name, "label": label_of(name), "n": len(rows)}
         session.run.log({"event": "test", **about, **means[which]})
-        spent.update(cost(session, answers[0], passes))
-        spent.update(cost(session, answers[1], 0))
+        spent.update(costs)
     return {**means, **spent}
 
 
@@ -81,11 +81,12 @@ def _answers(session: Session, player: Player, sheet: Sheet, data: Phase) -> Ans
 
 def _measured(
     session: Session, sheet: Sheet, phase: Phase, start: Phase, answers: Answers
-) -> tuple[list[dict[str, Any]], Event, int]:
-    """(a row per prompt, what only the whole set has, forward passes that it took)."""
+) -> tuple[list[dict[str, Any]], Event, Counter[str]]:
+    """(a row per prompt, what only the whole set has, tokens and FLOPs)."""
     told = answers[0]
     ring, temperature = session.ring, session.config.evaluation.temperature
     model, base = ring.seat(session.player(phase)), ring.base.at(temperature)
+    flops = Flops.of(ring.base.model)
     table = _said(session, sheet, answers)
     whole = _variety(told) | {"ece": None}
     passes = 1
@@ -102,7 +103,7 @@ def _measured(
         table["kl_start"] = gaps(own, own_logprobs(session, model, ring.base, told))
         passes += 1
     rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-    return rows, whole, passes + 1
+    return rows, whole, Counter(cost(flops, told, passes + 1)) + Counter(cost(flops, answers[1], 0))
 
 
 def _said(session: Session, sheet: Sheet, answers: Answers) -> dict[str, list[Any]]:

@@ -23,6 +23,7 @@ from sparring.evaluation.prompting.sheet import Sheet
 from sparring.evaluation.statistics import difference, per_token
 from sparring.files import write_atomic
 from sparring.generation.play import answer_limit
+from sparring.models.flops import Flops
 from sparring.models.players import Player
 from sparring.models.scoring import score
 from sparring.objectives.pairwise import accuracy, margin
@@ -57,7 +58,7 @@ def judge(
     if not session.crew.writes:
         return {}
     model, base = session.ring.seat(who), session.ring.base.at(settings.temperature)
-    tokens = session.config.optimiser.micro_batch_tokens
+    tokens, flops = session.config.optimiser.micro_batch_tokens, Flops.of(session.ring.base.model)
     real = real_logprobs(model, base, sheet.prompts, tokens) if sheet.likely else None
     own = own_logprobs(session, model, base, answers)
     facts: Event = {"player": name_of(player), "label": label, "n": len(sheet.plain)}
@@ -83,7 +84,7 @@ def judge(
     session.run.log({"event": "scores", **facts})
     passes = 2 + (not itself) + (facts["accuracy"] is not None)
     chosen_by = {"nll": facts["nll"], "exact": facts.get("exact"), "match": facts["match"], "plain_nll": plain}
-    return {**chosen_by, **cost(session, answers, passes)}
+    return {**chosen_by, **cost(flops, answers, passes)}
 
 
 def _rows(session: Session, sheet: Sheet, real: list[float] | None, answers: list[Row], own: list[list[float]]) -> str:

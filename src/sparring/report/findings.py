@@ -13,6 +13,7 @@ DISPLACED = 0.05  # nats per answer
 NEGLIGIBLE = 0.001  # nats per token
 FEW = 30  # held-out prompts
 LENGTH_RATIO = 1.33
+SELECTED = {"nll": "held-out NLL", "exact_kl": "exact_kl", "match": "the share of answers that match"}
 
 
 def verdict(run_folder: Path) -> str:
@@ -76,7 +77,7 @@ def _kept(run: Run, player: str) -> str:
     if not played:
         return f"No self-play iteration was judged; {figure}."
     metric = text(run.best.get("metric") or "nll") if run.best else "nll"
-    measure = "held-out NLL" if metric == "nll" else metric
+    measure = SELECTED.get(metric, metric)
     back = ", so the run was rolled back to it" if run.best and run.best.get("rolled_back") else ""
     rivals = "; ".join(_short(run, name) for name in played)
     return f"No self-play iteration improved on it in {measure}{back}: {figure} ({rivals})."
@@ -92,9 +93,12 @@ def _short(run: Run, player: str) -> str:
 
 def _against_start(run: Run, player: str) -> str:
     row, start = run.scores.get(player, {}), run.scores.get(run.start, {})
+    if number(row, "nll") is None and run.best:
+        metric = text(run.best.get("metric"))
+        return f"Chosen by {SELECTED.get(metric, metric)} ({fixed(number(run.best, 'value'))}); no NLL was measured."
     measured = f"Held-out NLL {fixed(number(row, 'nll'))} per token"
     if run.best and (metric := text(run.best.get("metric") or "nll")) != "nll":
-        measured = f"Chosen by {metric} ({fixed(number(run.best, 'value'))}). {measured}"
+        measured = f"Chosen by {SELECTED.get(metric, metric)} ({fixed(number(run.best, 'value'))}). {measured}"
     if number(start, "nll") is not None:
         measured += f" against {fixed(number(start, 'nll'))} for {run.label(run.start)}"
     found = difference(row)

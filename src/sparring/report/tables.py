@@ -45,6 +45,7 @@ class Column:
     real: str | None = None
     exact: bool = False
     compact: bool = True
+    optional: bool = False  # shown if a player has the number
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ COLUMNS = (
     Column("Δ vs SFT [95 %]", "paired by prompt; below 0 is better", _difference),
     Column("KL to θ₀", "sampled, nats per answer", _plain("kl_start", _three)),
     Column("accuracy", "real against its opponent's", _plain("accuracy", percent)),
+    Column("match", "answers that match the real one", _plain("match", percent), optional=True),
     Column("length", "mean answer tokens", _plain("length", _one), "real_length"),
     Column("end rate", "answers that end", _plain("end_rate", percent), "real_end_rate"),
     Column(
@@ -167,6 +169,8 @@ def columns(run: Run) -> list[Column]:
     """The columns that this run can fill; exact ones only in the laboratory."""
     laboratory = any(exact(row) for row in run.scores.values())
     shown = [column for column in COLUMNS if laboratory or not column.exact]
+    rows = run.scores.values()
+    shown = [c for c in shown if not c.optional or any(c.cell(row).figure != MISSING for row in rows)]
     if run.start == "base":  # fine-tuning is off, so the base is θ_0
         shown = [replace(column, heading=column.heading.replace("SFT", "base")) for column in shown]
     return shown
@@ -250,7 +254,7 @@ def _total(rows: Iterable[Row], key: str) -> float | None:
 
 
 def _notes(row: Row) -> str:
-    known = {"event", "phase", "seconds", "tokens", "flops", "stopped"}
+    known = {"event", "phase", "seconds", "tokens", "flops", "stopped", "plain_nll"}
     notes = [
         f"{text(key)} {value:.6g}" if isinstance(value, float) else f"{text(key)} {text(value)}"
         for key, value in row.items()
