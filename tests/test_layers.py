@@ -52,6 +52,13 @@ ROWS = {
     "generation.local": 8,
     "laboratory.exact": 3,
     "laboratory.pretrain": 9,
+    "laboratory.bandit": 2,
+    "laboratory.bandit_laws": 3,
+    "laboratory.grammar": 4,
+    "laboratory.tiny": 10,
+    "laboratory.faults": 14,
+    "laboratory.trials": 15,
+    "laboratory.tour": 16,
     "tasks": 9,
     "evaluation": 0,
     "evaluation.answers": 1,
@@ -80,13 +87,16 @@ ROWS = {
     "report.plot_players": 8,
     "report.plots": 9,
     "report.page": 10,
+    "report.lab_faults": 8,
+    "report.lab_plots": 8,
+    "report.lab_page": 9,
     "console": 8,
     "job": 14,
     "plan": 15,
     "browse": 15,
-    "cli": 16,
-    "__main__": 17,
-    "": 17,  # the package's own front door
+    "cli": 17,
+    "__main__": 18,
+    "": 18,  # the package's own front door
 }
 
 

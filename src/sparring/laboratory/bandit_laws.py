@@ -35,7 +35,7 @@ def law_5(world: Bandit, seed: int = 0, beta: float = 0.5) -> Numbers:
     """
     rank = min(world.base_XY.shape) - 2
     players = [world.start(rank, seed + k, scale=0.6) for k in range(PLAYERS)]
-    found: Numbers = {"beta": beta, "losses": {}}
+    found: Numbers = {"beta": beta, "players": PLAYERS, "losses": {}}
     for loss in LOSSES:
         slope = float(torch.func.grad(LOSSES[loss])(torch.zeros((), dtype=torch.float64)))
         row: Numbers = {"theory": -slope * beta}

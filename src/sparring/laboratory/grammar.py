@@ -156,20 +156,22 @@ def corrupted(prompt: str) -> Grammar:
     return Grammar(_rules(sign, CORRUPTED_LOOSE[digit], letters + wrong))
 
 
-def rows(seed: int, train: int = 160, held_out: int = 40) -> tuple[list[Row], list[Row]]:
-    """Training rows and held-out rows, `{"prompt": …, "completion": …}`, one answer per prompt, no prompt twice.
+def rows(seed: int, train: int = 200, held_out: int = 40, answers: int = 4) -> tuple[list[Row], list[Row]]:
+    """Training rows and held-out rows, `{"prompt": …, "completion": …}`, from different prompts.
 
+    train, held_out   prompts; answers: how many answers a training prompt has, each a row
     Raises DataError when more prompts are asked for than there are.
     """
     if train < 0 or held_out < 0 or train + held_out > len(PROMPTS):
         raise DataError(
-            f"{train} training and {held_out} held-out rows asked for, but the grammar has {len(PROMPTS)} prompts; "
+            f"{train} training and {held_out} held-out prompts asked for, but the grammar has {len(PROMPTS)}; "
             "ask for at most that many in all"
         )
     rng = random.Random(f"grammar rows {seed}")
     chosen = rng.sample(PROMPTS, train + held_out)
-    made = [{"prompt": prompt, "completion": grammar(prompt).sample(rng)} for prompt in chosen]
-    return made[:train], made[train:]
+    asked = [prompt for prompt in chosen[:train] for _ in range(answers)] + chosen[train:]
+    made = [{"prompt": prompt, "completion": grammar(prompt).sample(rng)} for prompt in asked]
+    return made[: train * answers], made[train * answers :]
 
 
 def length_law(prompts: Sequence[str]) -> list[float]:

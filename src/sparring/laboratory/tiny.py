@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 HIDDEN, INNER = 32, 96
-STEPS = 300
+STEPS = 500
 BATCH_SIZE = 64
 IGNORED = -100  # what cross_entropy leaves out
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparring.config import Config
+from sparring.config import Config, at
 from sparring.configfile import build_config
 from sparring.errors import LawBroken
 from sparring.generation.local import LocalGenerator
@@ -50,8 +50,8 @@ READOUTS: dict[str, str] = {
 
 SETTINGS = (
     "model.dtype=fp32", "model.device=cpu", "data.render=text", "threads=1", "method.r=8", "method.dropout=0.1",
-    "sft.epochs=4", "sft.lr=5e-3", "selfplay.iterations=2", "selfplay.samples=4", "selfplay.beta=0.5",
-    "selfplay.lr=2e-3", "selfplay.lr_decay=1", "selfplay.epochs=2", "selfplay.anchor=0", "selfplay.previous=0",
+    "sft.epochs=4", "sft.lr=5e-3", "selfplay.iterations=2", "selfplay.samples=1", "selfplay.beta=1",
+    "selfplay.lr=1e-3", "selfplay.lr_decay=1", "selfplay.epochs=1", "selfplay.anchor=0", "selfplay.previous=0",
     "selfplay.stop_nll_rise=null", "selfplay.stop_real_drop=null", "selfplay.checks_per_iteration=0",
     f"generation.max_new_tokens={grammar.LONGEST + 1}",
 )  # fmt: skip
@@ -67,25 +67,40 @@ class Outcome:
 
     stopped   the law that stopped it, or None
     readouts  name → number, of READOUTS; empty if it was stopped
+    lengths   share of the last player's answers with 0, 1, 2 … tokens; empty if it was stopped
     """
 
     stopped: str | None
     readouts: dict[str, float]
+    lengths: list[float]
 
 
 class Arena:
     """The folder in which trials of one seed are run: base, data, and a right run whose θ_0 the others share."""
 
-    def __init__(self, home: Path, base: Path, seed: int, *overrides: str) -> None:
-        self.home, self.base, self.seed, self.overrides = home, base, seed, overrides
+    def __init__(self, home: Path, base: Path, seed: int, train: int = 200) -> None:
+        """train: prompts to train on."""
+        self.home, self.base, self.seed = home, base, seed
         home.mkdir(parents=True, exist_ok=True)
-        for name, rows in zip(("train", "eval"), grammar.rows(seed), strict=True):
+        for name, rows in zip(("train", "eval"), grammar.rows(seed, train), strict=True):
             lines = [json.dumps(row) + "\n" for row in rows]
             (home / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
     def right(self) -> Outcome:
         """A trial without a fault."""
         return self._trial("right", ExitStack())
+
+    def course(self) -> dict[str, dict[str, Any]]:
+        """Exact KL and the lengths of answers of every player of the right run, by its label."""
+        config, found = self._config("right"), {}
+        with Run(run_folder(config)) as run:
+            session = open_session(config, run)
+            names = ["sft", *(f"{t}/player" for t in range(config.selfplay.iterations))]
+            players = [Player.untrained(session.ring.base), *(Player.load(run.folder / name) for name in names)]
+            for label, player in zip(("base", *(f"θ_{t}" for t in range(len(names)))), players, strict=True):
+                model = session.ring.seat(player)
+                found[label] = {"kl": exact_kl(session, model), "lengths": _answers(session, model)[0]}
+        return found
 
     def wrong(self, fault: str, lifted: bool) -> Outcome:
         """A trial with a fault of FAULTS, and its guard in place or lifted."""
@@ -100,7 +115,7 @@ class Arena:
     def _config(self, name: str) -> Config:
         about = {"name": name, "runs": str(self.home / "runs"), "seed": self.seed, "model": {"base": str(self.base)}}
         data = {"train": str(self.home / "train.jsonl"), "eval": str(self.home / "eval.jsonl")}
-        return build_config({**about, "data": data}, [*SETTINGS, *self.overrides])
+        return build_config({**about, "data": data}, SETTINGS)
 
     def _share(self, name: str) -> None:
         """Give a run the data and θ_0 of the right one, if that has been made."""
@@ -122,7 +137,7 @@ class Arena:
                     self_play(session)
                 except LawBroken as broken:
                     stopped = _law(str(broken))
-            return Outcome(stopped, {} if stopped else read_out(session, notes))
+            return Outcome(stopped, {}, []) if stopped else read_out(session, notes)
 
 
 def make_arena_base(folder: Path, seed: int = 0) -> Path:
@@ -155,26 +170,25 @@ def _law(message: str) -> str:
 # ---------------------------------------------------------------- read-outs
 
 
-def read_out(session: Session, notes: Notes) -> dict[str, float]:
+def read_out(session: Session, notes: Notes) -> Outcome:
     """All READOUTS of a finished run."""
     play = session.config.selfplay
     folder = session.run.folder
     z = [_sampling_z(session, folder, t) for t in range(play.iterations)]
-    last = Player.load(folder / str(play.iterations - 1) / "player")
-    model = session.ring.seat(last)
+    model = session.ring.seat(Player.load(folder / str(play.iterations - 1) / "player"))
     lengths, ended = _answers(session, model)
     law = grammar.length_law(grammar.PROMPTS)
-    beta = play.beta if isinstance(play.beta, float) else play.beta[0]
-    return {
+    readouts = {
         "sampling z": max(z, key=abs),
         "length law": sum(abs(p - q) for p, q in zip(law, lengths, strict=True)) / 2,
         "end rate": ended,
         "law-1 noise": max(note["noise"] for note in notes),
-        "first margin": max(abs(note["margin"]) for note in notes) / beta,
-        "first loss": max(note["spin_loss"] for note in notes) - at_zero(play.loss),
+        "first margin": max(abs(note["margin"]) for note in notes) / at(play.beta, 0),
+        "first loss": max((note["spin_loss"] - at_zero(play.loss) for note in notes), key=abs),
         "log p of the prompt": _prompt_logprob(session, model),
-        "KL": exact_kl(session, model, grammar.rows(session.config.seed)[1][:KL_PROMPTS]),
+        "KL": exact_kl(session, model),
     }
+    return Outcome(None, readouts, lengths)
 
 
 def _sampling_z(session: Session, folder: Path, t: int) -> float:
@@ -205,15 +219,15 @@ def _prompt_logprob(session: Session, model: Any) -> float:
     return total / sum(len(answer) for _, answer in rows)
 
 
-def exact_kl(session: Session, model: Any, rows: list[grammar.Row]) -> float:
-    """KL(p_data ‖ seated player) in nats per answer, mean over the rows' prompts: the whole language is scored."""
-    tokenizer = session.renderer.tokenizer
-    scored, weights = [], []
-    for row in rows:
-        asked = tokenizer(row["prompt"]).input_ids
-        for text, probability in grammar.grammar(row["prompt"]).language().items():
-            answer = [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+def exact_kl(session: Session, model: Any) -> float:
+    """KL(p_data ‖ seated player) in nats per answer, mean over held-out prompts: the whole language is scored."""
+    renderer, scored, weights = session.renderer, [], []
+    prompts = [conversation.messages[0].content for conversation in session.loaded.eval[:KL_PROMPTS]]
+    for prompt in prompts:
+        asked = renderer.tokenizer(prompt).input_ids
+        for text, probability in grammar.grammar(prompt).language().items():
+            answer = [*renderer.tokenizer(text, add_special_tokens=False).input_ids, renderer.tokenizer.eos_token_id]
             scored.append((asked, answer))
             weights.append(probability)
     values = score(model, session.ring.base, scored, session.config.optimiser.micro_batch_tokens)
-    return math.fsum(p * (math.log(p) - value) for p, value in zip(weights, values, strict=True)) / len(rows)
+    return math.fsum(p * (math.log(p) - value) for p, value in zip(weights, values, strict=True)) / len(prompts)
