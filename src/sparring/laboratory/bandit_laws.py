@@ -46,7 +46,8 @@ def law_5(world: Bandit, seed: int = 0, beta: float = 0.5) -> Numbers:
             row[name] = {"cosine": min(cosines), "ratio": max(ratios, key=lambda ratio: abs(ratio - row["theory"]))}
         found["losses"][loss] = row
     found["descent"] = {
-        name: _descent(world, world.start(rank, seed), greedy) for name, greedy in (("sampled", False), ("greedy", True))
+        name: _descent(world, world.start(rank, seed), greedy)
+        for name, greedy in (("sampled", False), ("greedy", True))
     }
     return found
 
@@ -87,7 +88,11 @@ def law_7(world: Bandit) -> Numbers:
             point_N = world.best_response(point_N, beta)
             errors.append(_error(world, point_N))
         factor = abs(1 - 1 / beta)
-        rows[f"{beta:g}"] = {"errors": errors, "factor": factor, "theory": [errors[0] * factor**t for t in range(len(errors))]}
+        rows[f"{beta:g}"] = {
+            "errors": errors,
+            "factor": factor,
+            "theory": [errors[0] * factor**t for t in range(len(errors))],
+        }
     return {"betas": rows}
 
 
@@ -106,7 +111,11 @@ def law_8(world: Bandit) -> Numbers:
         for beta in BETAS:
             best_XY = world.unrestricted(world.best_response(start_N, beta))
             least[f"{beta:g}"] = float(world.spin_loss(best_XY, opponent_XY, beta))
-        rows[name] = {"theory": math.log(2) - world.divergence(opponent_XY), "least": least, "kl": world.kl(opponent_XY)}
+        rows[name] = {
+            "theory": math.log(2) - world.divergence(opponent_XY),
+            "least": least,
+            "kl": world.kl(opponent_XY),
+        }
     return {"opponents": rows}
 
 

@@ -119,14 +119,14 @@ def other_template() -> AbstractContextManager[None]:
 @contextmanager
 def stale_opponent() -> Iterator[None]:
     """θ_0 plays and scores in every iteration, though the player starts from θ_t."""
-    play, score_pairs, first = selfplay.play, selfplay.score_pairs, []
+    first: list[Phase] = []
 
     def played(session: Session, folder: Path, data: Phase, now: Phase, *, iteration: int) -> Event:
         first.append(now)
-        return play(session, folder, data, first[0], iteration=iteration)
+        return play_phase.play(session, folder, data, first[0], iteration=iteration)
 
     def scored(session: Session, folder: Path, data: Phase, now: Phase, *more: Any, iteration: int) -> Event:
-        return score_pairs(session, folder, data, first[0], *more, iteration=iteration)
+        return opponent.score_pairs(session, folder, data, first[0], *more, iteration=iteration)
 
     with replaced(selfplay, "play", played), replaced(selfplay, "score_pairs", scored):
         yield

@@ -198,6 +198,8 @@ def _rules(sign: str, loose: float, letters: tuple[tuple[float, tuple[str, ...]]
 def _parts(prompt: str) -> tuple[str, str, str, str]:
     match = _PROMPT.fullmatch(prompt)
     if match is None:
-        raise DataError(f'"{prompt}" is not a prompt of the grammar; give two letters, a sign and a digit as in "a+b2="')
+        raise DataError(
+            f'"{prompt}" is not a prompt of the grammar; give two letters, a sign and a digit as in "a+b2="'
+        )
     a, sign, b, digit = match.groups()
     return a, sign, b, digit

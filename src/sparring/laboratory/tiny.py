@@ -39,7 +39,7 @@ def make_base(folder: Path, seed: int = 0, steps: int = STEPS) -> None:
             logits_BLV = model(input_ids=ids_BL).logits
             loss = F.cross_entropy(logits_BLV.flatten(0, 1), targets_BL.flatten(), ignore_index=IGNORED)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
     model.eval()
@@ -52,7 +52,7 @@ def _batch(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> tuple[torc
     rows = []
     for prompt in rng.choices(grammar.PROMPTS, k=BATCH_SIZE):
         asked = tokenizer(prompt).input_ids
-        whole = tokenizer(prompt + grammar.corrupted(prompt).sample(rng)).input_ids + [tokenizer.eos_token_id]
+        whole = [*tokenizer(prompt + grammar.corrupted(prompt).sample(rng)).input_ids, tokenizer.eos_token_id]
         rows.append((len(asked), whole))
     longest = max(len(whole) for _, whole in rows)
     ids_BL = torch.full((len(rows), longest - 1), tokenizer.pad_token_id)

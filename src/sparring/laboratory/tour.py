@@ -1,8 +1,8 @@
 """`sparring lab run`: measure the laboratory's three worlds, and write the numbers and a page of figures.
 
-    A  the low-rank bandit: laws 5, 7, 8 and 9 by exact algebra
-    B  templated arithmetic: the embedded default, its distance to the data split in two
-    C  the grammar: the law of length, and faults on the real code path beside the right implementation
+A  the low-rank bandit: laws 5, 7, 8 and 9 by exact algebra
+B  templated arithmetic: the embedded default, its distance to the data split in two
+C  the grammar: the law of length, and faults on the real code path beside the right implementation
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sparring.report.lab_plots import player_name
 from sparring.report.svg import GREEN, INK, MUTED, PURPLE, REAL, SYNTHETIC, Plot, brief, figure, to_svg
 
 Numbers = Mapping[str, Any]
@@ -25,9 +26,10 @@ def lengths_plot(world: Numbers) -> Plot:
     ]
     for _, shares, colour, style in lines:
         axis.plot(places, shares[2:], style, color=colour, markersize=4.5)
-    said = [("exact law", MUTED), *((name, colour) for name, _, colour, _ in lines)]
-    for row, (name, colour) in enumerate(said):
-        axis.text(0.99, 0.95 - 0.09 * row, name, color=colour, ha="right", va="top", transform=axis.transAxes)
+    said = [("exact law", MUTED), *((player_name(name), colour) for name, _, colour, _ in lines)]
+    for place, (name, colour) in zip((0.3, 0.5, 0.62, 0.7), said, strict=True):
+        axis.text(place, 0.99, name, color=colour, va="top", transform=axis.transAxes)
+    axis.margins(y=0.2)
     axis.set_xticks(list(places))
     axis.set_xlabel("tokens of an answer, end token included")
     axis.set_title("share of answers")
@@ -35,7 +37,7 @@ def lengths_plot(world: Numbers) -> Plot:
     caption = (
         "Theory: how often an answer has each length is known exactly, so a fault that changes when answers end "
         "shows at once. Measured, as total variation from the exact law: "
-        + ", ".join(f"{name} {value:.3f}" for name, value in apart.items())
+        + ", ".join(f"{player_name(name)} {value:.3f}" for name, value in apart.items())
         + ". The two players are the right implementation's."
     )
     title = "The law of length"
@@ -52,19 +54,19 @@ def distance_plot(world: Numbers) -> Plot:
     for place, (_, values, colour) in enumerate(lines):
         axis.plot(values, [place] * len(values), "o", color=colour)
     axis.axvspan(min(right), max(right), color=REAL, alpha=0.12, linewidth=0)
-    axis.set_yticks(range(len(lines)), [brief(name) for name, *_ in lines])
+    axis.set_yticks(range(len(lines)), [brief(player_name(name)) for name, *_ in lines])
     axis.set_ylim(len(lines) - 0.4, -0.6)
     axis.set_xlim(left=0)
     axis.tick_params(axis="y", length=0, labelcolor=INK)
     axis.grid(axis="x")
     axis.set_title("exact KL(p_data ‖ player), nats per answer", x=0)
-    course = ", ".join(f"{name} {row['kl']:.3f}" for name, row in world["players"].items())
+    course = ", ".join(f"{player_name(name)} {row['kl']:.3f}" for name, row in world["players"].items())
     beyond = [name for name, row in world["faults"].items() if row["readouts"]["KL"] > max(right)]
     caption = (
         f"The right implementation, seed {world['seed']}: {course}; its last player over {len(right)} seeds "
         f"{min(right):.3f} to {max(right):.3f} (band). With a fault, its guard lifted, "
-        + (f"{_listed(beyond)} end{'s' * (len(beyond) == 1)} beyond that; " if beyond else "none ends beyond that; ")
-        + "the others show in their own read-outs only."
+        + (f"{_listed(beyond)} end{'s' * (len(beyond) == 1)} beyond that. " if beyond else "none ends beyond that. ")
+        + "A fault within the band is not harmless, only not to be seen here: that is what its own read-out is for."
     )
     title = "What a fault costs"
     return Plot("distance", title, to_svg(made, "distance", title, caption), caption)
@@ -74,7 +76,7 @@ def readouts_plot(world: Numbers) -> Plot:
     """For each fault the read-out that is named for it: right seeds beside the fault."""
     faults = world["faults"]
     rows = (len(faults) + 1) // 2
-    made, axes = figure(rows, 0.3 + 1.45 * rows, ncols=2)
+    made, axes = figure(rows, 0.3 + 1.6 * rows, ncols=2)
     for axis, (name, fault) in zip(axes, faults.items(), strict=False):
         key = fault["readout"]
         right = [row["readouts"][key] for row in world["right"]]
@@ -83,7 +85,7 @@ def readouts_plot(world: Numbers) -> Plot:
         axis.set_yticks([0, 1], ["fault", "right"])
         axis.set_ylim(-0.6, 1.6)
         axis.margins(x=0.12)
-        axis.locator_params(axis="x", nbins=4)
+        axis.locator_params(axis="x", nbins=3)
         axis.tick_params(axis="y", length=0, labelcolor=INK)
         axis.grid(axis="x")
         axis.grid(axis="y", visible=False)
@@ -112,13 +114,19 @@ def fault_table(world: Numbers) -> tuple[list[tuple[str, str]], list[dict[str, A
             {
                 "text": _number(fault["readouts"][name]),
                 "named": name == fault["readout"],
-                "moved": not min(spans[name]) - TINY <= fault["readouts"][name] <= max(spans[name]) + TINY,
+                "moved": _far(fault["readouts"][name], spans[name]),
             }
             for name in names
         ]
         note = f"stopped by {fault['stopped']}" if fault["stopped"] else "not stopped"
         lines.append({"label": label, "note": f"{fault['what']}; {note}", "cells": cells})
     return list(world["meanings"].items()), lines
+
+
+def _far(value: float, right: list[float]) -> bool:
+    """Whether a number is outside of the right ones' span by more than its width."""
+    low, high = min(right), max(right)
+    return not 2 * low - high - TINY <= value <= 2 * high - low + TINY
 
 
 def _moved(world: Numbers, fault: Numbers) -> bool:

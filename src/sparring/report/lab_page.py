@@ -24,7 +24,7 @@ WORLDS = {
     ),
     "B": (
         "Templated arithmetic",
-        "Three ways to add three digits, and the tiny base that is committed with the project: the run of sparring run.",
+        "Three ways to add three digits, with the tiny base that is committed: the run of sparring run.",
         (split_plot,),
     ),
     "C": (

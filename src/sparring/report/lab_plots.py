@@ -5,12 +5,15 @@ Every caption says what theory predicts and what was measured. World C's are in 
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from sparring.report.svg import GREEN, INK, MUTED, PAPER, PURPLE, REAL, SYNTHETIC, Plot, end_labels, figure, to_svg
 
 Numbers = Mapping[str, Any]
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 FLOOR = 1e-5  # below which an error is drawn as 0
 
 
@@ -24,8 +27,9 @@ def law_5_plot(world: Numbers) -> Plot:
         cosine.plot([place - 0.1], [row["sampled"]["cosine"]], "o", color=REAL)
         cosine.plot([place + 0.1], [row["greedy"]["cosine"]], "s", color=SYNTHETIC)
     cosine.axhline(1, color=MUTED, linestyle="--", linewidth=1)
-    cosine.set_title("cosine of SPIN's expected gradient with the likelihood's")
-    cosine.set_xticks(range(len(names)), names)
+    cosine.set_title("cosine of the gradients of SPIN and likelihood")
+    staggered = ["\n" * (place % 2) + name for place, name in enumerate(names)]
+    cosine.set_xticks(range(len(names)), staggered)
     cosine.set_xlim(-0.5, len(names) - 0.5)
     cosine.set_ylim(min(-0.05, *(row["greedy"]["cosine"] for row in found["losses"].values())) - 0.1, 1.15)
     last = []
@@ -33,7 +37,7 @@ def law_5_plot(world: Numbers) -> Plot:
         values = found["descent"][name]
         course.plot(range(len(values)), values, style, color=colour)
         last.append((_log(values[-1]), f"{name} y′", colour))
-    course.set_yscale("log")
+    _decades(course)
     course.set_title("KL(p_data ‖ θₜ), nats, by gradient steps")
     course.set_xlabel("iteration t")
     _log_labels(course, last)
@@ -64,10 +68,10 @@ def law_7_plot(world: Numbers) -> Plot:
         axis.plot(range(len(theory)), theory, "--", color=colour, linewidth=1.2)
         axis.plot(range(len(measured)), measured, "o", color=colour, clip_on=False)
         labels.append((_log(measured[-1]), f"λ = {beta}", colour))
-    axis.set_yscale("log")
+    _decades(axis)
     axis.set_ylim(FLOOR, 40)
     axis.set_xlabel("iteration t")
-    axis.set_title("distance of log pₜ from log p_data (norm, centred)")
+    axis.set_title("distance of log pₜ from log p_data")
     _log_labels(axis, labels, gap=0.07)
     far = [
         abs(value / wanted - 1)
@@ -108,7 +112,7 @@ def law_8_plot(world: Numbers) -> Plot:
         "near the opponent is, and rises towards log 2 as players get better. So losses of two iterations cannot be "
         f"compared. Measured (dots): they differ from theory by at most {max(far):.1g}."
     )
-    title = "Law 8: the least loss measures the opponent, not the player"
+    title = "Law 8: the least loss tells of the opponent"
     return Plot("law8", title, to_svg(made, "law8", title, caption), caption)
 
 
@@ -124,13 +128,11 @@ def law_9_plot(world: Numbers) -> Plot:
         for end in found["ranks"][rank]["spin"]:
             axis.plot([place], [end["kl"]], "x", color=SYNTHETIC, markersize=7)
     for place, value in enumerate(likelihood):
-        axis.annotate(
-            _small(value), (place, value), xytext=(0, 11), textcoords="offset points", ha="center", color=INK
-        )
+        axis.annotate(_small(value), (place, value), xytext=(0, 11), textcoords="offset points", ha="center", color=INK)
     axis.set_xticks(range(len(likelihood)), ["base", *(f"rank {rank}" for rank in ranks)])
     axis.set_xlim(-0.4, len(ranks) + 0.4)
     axis.margins(y=0.2)
-    axis.set_title("KL(p_data ‖ ·), nats: best likelihood □, ends of SPIN ×")
+    axis.set_title("KL(p_data ‖ ·), nats: likelihood □, SPIN ×")
     ends = [(row, end) for row in found["ranks"].values() for end in row["spin"]]
     gap = max(abs(end["kl"] - row["likelihood"]) for row, end in ends)
     slope = max(end["gradient"] for _, end in ends)
@@ -158,7 +160,7 @@ def split_plot(world: Numbers) -> Plot:
         axis.barh(place, valid, height=0.62, color=SYNTHETIC)
         axis.barh(place, template, left=valid, height=0.62, color=REAL)
         axis.text(total[player] + 0.015 * max(total.values()), place, f"{total[player]:.3f}", va="center", color=INK)
-    axis.set_yticks(range(len(players)), players)
+    axis.set_yticks(range(len(players)), [player_name(player) for player in players])
     axis.set_ylim(len(players) - 0.45, -0.55)
     axis.set_xlim(0, 1.16 * max(total.values()))
     axis.tick_params(axis="y", length=0, labelcolor=INK)
@@ -177,11 +179,21 @@ def split_plot(world: Numbers) -> Plot:
     return Plot("split", title, to_svg(made, "split", title, caption), caption)
 
 
+def player_name(label: str) -> str:
+    """A player's label as it is printed: θ₀ for θ_0."""
+    return re.sub(r"_(\d+)", lambda found: found[1].translate(SUBSCRIPTS), label)
+
+
+def _decades(axis: Any) -> None:
+    """A logarithmic axis whose ticks are plain numbers."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_formatter(lambda value, _: "")
+
+
 def _log(value: float) -> float:
     """A value as its logarithm, for labels beside a logarithmic axis."""
-    from math import log10
-
-    return log10(value)
+    return math.log10(value)
 
 
 def _log_labels(axis: Any, labels: list[tuple[float, str, str]], gap: float = 0.1) -> None:
