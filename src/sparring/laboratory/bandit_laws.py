@@ -156,9 +156,12 @@ def _stand_still(world: Bandit, point_N: Tensor, beta: float) -> Numbers:
     return {"kl": kl, "iterations": iterations, "moved": moved, "gradient": float(slope_N.abs().max())}
 
 
-def measure_bandit(seed: int = 0) -> Numbers:
-    """All of world A."""
-    world = Bandit.make(seed)
+def measure_bandit(seed: int = 0, world: Bandit | None = None) -> Numbers:
+    """All of world A.
+
+    world  default: the one of this seed
+    """
+    world = world or Bandit.make(seed)
     contexts, arms = world.base_XY.shape
     return {
         "contexts": contexts,

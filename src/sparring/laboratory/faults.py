@@ -187,7 +187,7 @@ FAULTS: dict[str, Fault] = {
         other_template, LAW_5, "sampling z", -1, "the opponent is asked with another template than the player"
     ),
     "stale opponent": Fault(
-        stale_opponent, LAW_11, "first margin", +1, "θ_0's answers and log-probs serve every iteration"
+        stale_opponent, LAW_11, "first margin", +1, "θ₀'s answers and log-probs serve every iteration"
     ),
     "unmasked prompt": Fault(
         unmasked_prompt, LAW_1, "log p of the prompt", +1, "prompt tokens are counted in the loss", fresh=True

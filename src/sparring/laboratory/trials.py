@@ -36,7 +36,7 @@ from sparring.session import Session
 from sparring.tasks import PairTask
 
 READOUTS: dict[str, str] = {
-    "sampling z": "how far the played answers' log-probs are from what samples of θ_t would have, in standard "
+    "sampling z": "how far the played answers' log-probs are from what samples of θₜ would have, in standard "
     "deviations; of all iterations the furthest from 0",
     "length law": "total variation between the lengths of the last player's answers and their exact law",
     "end rate": "share of the last player's answers that end by themselves",
