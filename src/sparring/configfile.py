@@ -55,9 +55,11 @@ def changed(config: Config, settings: Mapping[str, Any]) -> Config:
         *parents, last = key.split(".")
         node = tree
         for parent in parents:
-            if not isinstance(node.get(parent), dict):
-                raise ConfigError(f'key "{key}" is not known; {_nearest_key(key.split("."))}')
+            if node.get(parent) is None:
+                node[parent] = {}  # if there is no such section, validation says so
             node = node[parent]
+            if not isinstance(node, dict):
+                raise ConfigError(f'key "{key}": {parent} is not a section')
         node[last] = value
     play = tree["selfplay"]
     for key in PER_ITERATION:

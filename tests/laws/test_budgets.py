@@ -1,0 +1,68 @@
+"""Budgets: what self-play may spend is met, generation included, in each unit, on the real code path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparring.allowance import spent, spent_on_play
+from sparring.errors import RunError
+from sparring.run import Event
+from sparring.selfplay import self_play
+from tests.laws.lab import session
+
+SHORT = ("selfplay.iterations=2", "evaluation.samples=1", "selfplay.stop_nll_rise=null", "selfplay.stop_real_drop=null")
+
+
+def played(folder: Path, *settings: str) -> Event:
+    with session(folder, *SHORT, *settings) as opened:
+        self_play(opened)
+        return spent_on_play(opened.run.folder, 2)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Event:
+    return played(tmp_path_factory.mktemp("target"))
+
+
+@pytest.mark.parametrize("unit", ["flops", "tokens", "steps"])
+@pytest.mark.parametrize("arm", ["none", "other_prompt"])
+def test_an_arm_spends_what_the_target_spent(tmp_path: Path, target: Event, arm: str, unit: str) -> None:
+    budget = f"selfplay.budget={{unit: {unit}, amount: {target[unit]}}}"
+    found = played(tmp_path, f"selfplay.negatives={arm}", budget)
+    assert found[unit] == pytest.approx(target[unit], rel=0.02)
+    others = {"flops", "tokens", "steps"} - {unit}
+    assert any(found[other] != target[other] for other in others)
+
+
+def test_what_was_spent_is_what_the_phases_say(tmp_path: Path) -> None:
+    with session(tmp_path, *SHORT) as opened:
+        self_play(opened)
+        folder = opened.run.folder
+        phases = [spent(folder / str(t) / name) for t in (0, 1) for name in ("played", "pairs", "player")]
+        total = spent_on_play(folder, 2)
+        assert all(total[unit] == pytest.approx(sum(one[unit] for one in phases)) for unit in total)
+        assert spent(folder / "0" / "played")["tokens"] > 0  # generation counts
+        assert spent(folder / "0" / "player")["steps"] > 0
+
+
+def test_a_budget_that_is_used_up_takes_one_step_and_says_so(tmp_path: Path) -> None:
+    with session(tmp_path, *SHORT, "selfplay.budget={unit: tokens, amount: 1}") as opened:
+        self_play(opened)
+        assert spent(opened.run.folder / "0" / "player")["steps"] == 1
+        assert "used up" in (opened.run.folder / "metrics.jsonl").read_text()
+
+
+def test_seconds_are_forecast_from_what_was_learnt(tmp_path: Path) -> None:
+    with session(
+        tmp_path, *SHORT, "selfplay.negatives=none", "selfplay.budget={unit: seconds, amount: 1.0e-6}"
+    ) as opened:
+        self_play(opened)
+        assert spent(opened.run.folder / "0" / "player")["steps"] == 1
+
+
+def test_seconds_need_something_to_forecast_from(tmp_path: Path) -> None:
+    settings = ("sft.epochs=0", "selfplay.negatives=none", "selfplay.budget={unit: seconds, amount: 5}")
+    with session(tmp_path, *SHORT, *settings) as opened, pytest.raises(RunError, match="give it in flops, tokens"):
+        self_play(opened)

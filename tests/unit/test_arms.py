@@ -1,0 +1,107 @@
+"""The arms of a comparison: what a name stands for, own arms, grids, and refusals before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sparring.arms import KNOWN, PROMPTED, STANDARD, chosen_arms, learning_rates
+from sparring.config import CompareConfig, Config
+from sparring.configfile import build_config, changed
+from sparring.errors import ConfigError
+
+
+def config(**selfplay: Any) -> Config:
+    return build_config({"selfplay": {"iterations": 3, **selfplay}, "sft": {"lr": 2e-3}})
+
+
+def arms(settings: Config | None = None, **compare: Any) -> dict[str, Any]:
+    found = chosen_arms(settings or config(), CompareConfig(**compare))
+    return {arm.name: arm for arm in found}
+
+
+def test_the_standard_arms_are_those_of_the_algorithm() -> None:
+    assert list(arms()) == STANDARD
+    assert set(STANDARD) == {
+        "sft", "continued", "stages", "rank", "spin", "spin-anchor", "stale", "shuffled", "other-prompt", "temperature",
+    }  # fmt: skip
+    assert set(KNOWN) == {*STANDARD, *PROMPTED}
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_every_arm_is_a_config(name: str) -> None:
+    base = changed(config(beta=[0.1, 0.3, 1.0], lr=[1e-4, 5e-5, 2e-5]), {"evaluation.match": "whole"})
+    arm = arms(base, arms=[name])[name]
+    for value in arm.values or [None]:
+        settings = {**arm.settings, **({arm.key: value} if arm.key else {}), "evaluation.select": "match"}
+        made = changed(base, settings)
+        assert made != base
+        assert made.data == base.data
+
+
+def test_what_arms_change() -> None:
+    base = config(anchor=0.0)
+    found = arms(base)
+    made = {name: changed(base, arm.settings) for name, arm in found.items()}
+    assert made["sft"].selfplay.iterations == 0
+    assert made["rank"].method.r == 3 * base.method.r
+    assert made["rank"].method.alpha / made["rank"].method.r == base.method.alpha / base.method.r
+    assert made["stages"].selfplay.hold == "merge"
+    assert made["spin"].selfplay.anchor == 0
+    assert made["spin-anchor"].selfplay.anchor == 0.2  # the config has none
+    # the controls differ from their target in one thing
+    for name in ("stale", "shuffled", "other-prompt"):
+        one = made[name].selfplay.model_dump()
+        two = made["spin-anchor"].selfplay.model_dump()
+        assert {key for key in one if one[key] != two[key]} == {"negatives"}
+
+
+def test_lists_by_iteration_are_cut_with_the_iterations() -> None:
+    base = config(beta=[0.1, 0.3, 1.0])
+    assert changed(base, {"selfplay.iterations": 1}).selfplay.beta == [0.1]
+    assert changed(base, {"selfplay.iterations": 0}).selfplay.beta == 0.1
+
+
+def test_the_grid_is_the_same_for_every_arm_that_learns() -> None:
+    found = arms()
+    grids = {tuple(arm.values) for arm in found.values() if arm.key == "selfplay.lr"}
+    assert len(grids) == 1
+    assert learning_rates(config(lr=2e-5), CompareConfig()) == [2e-5, 2e-4, 2e-3]
+    assert learning_rates(config(), CompareConfig(lr=[1e-4, 1e-4])) == [1e-4]
+
+
+def test_own_arms() -> None:
+    own = {"name": "four", "like": "spin", "settings": {"selfplay.samples": 4}, "grid": {"selfplay.beta": [0.1, 1.0]}}
+    arm = arms(arms=["sft", own])["four"]
+    assert dict(arm.settings) == {"selfplay.anchor": 0.0, "selfplay.samples": 4}
+    assert (arm.key, arm.values, arm.label) == ("selfplay.beta", [0.1, 1.0], "four")
+
+
+def test_target_reference_and_start_are_always_there() -> None:
+    assert list(arms(arms=["spin"])) == ["spin", "sft", "spin-anchor", "continued"]
+
+
+@pytest.mark.parametrize(
+    ("compare", "said"),
+    [
+        ({"arms": ["spinn"]}, 'did you mean "spin"'),
+        ({"arms": ["spin", "spin"]}, "twice"),
+        ({"arms": [{"name": "new"}]}, "settings of its own"),
+        ({"arms": [{"name": "x", "like": "spinn", "settings": {"seed": 1}}]}, '"spinn" is not known'),
+        ({"arms": [{"name": "a/b", "settings": {"seed": 1}}]}, "not a folder name"),
+        ({"arms": [{"name": "x", "grid": {"selfplay.lr": []}}]}, "one key"),
+        ({"target": "sft"}, "spends nothing"),
+        ({"target": "spin", "reference": "spin"}, "both"),
+    ],
+)
+def test_refusals(compare: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        arms(**compare)
+
+
+def test_an_unknown_key_of_an_own_arm_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"selfplay\.samples"):
+        changed(config(), {"selfplay.sample": 4})
+    with pytest.raises(ConfigError, match="known"):
+        changed(config(), {"selfply.samples": 4})
