@@ -43,10 +43,11 @@ class Judgement:
         found, count = self.verdicts, len(self.verdicts.wins)
         interval = found.interval
         between = f" [{interval[0]:.1%}, {interval[1]:.1%}]" if interval else " (too few prompts for an interval)"
-        unclear = f"; {found.unclear} replies held no verdict" if found.unclear else ""
+        ties = f"{found.disagreed} of {count}, which are ties"
+        ties += f"; {found.unclear} replies held no verdict" if found.unclear else ""
         return (
             f"{self.first} against {self.second}, {self.judge}, {count} {self.where} prompts: win rate "
-            f"{found.rate:.1%}{between}; the two orders disagreed on {found.disagreed} of {count}, which are ties{unclear}"
+            f"{found.rate:.1%}{between}; the two orders disagreed on {ties}"
         )
 
 
