@@ -7,10 +7,13 @@ import hashlib
 import json
 import math
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 HOSTILE = '<script>alert("x")</script> & </pre> $x_1$ | `` ``` ![i](http://evil.example/p.png)'
@@ -164,6 +167,7 @@ def answers(player: str) -> list[dict[str, Any]]:
             "real": f"real {index}\nsecond line",
             "answer": f"{player} says {index} {HOSTILE}",
             "finish": "length" if index == 1 else "end",
+            "margin": 0.5 * (index - 2) if player.isdecimal() else None,
         }
         for index in range(5)
     ]
@@ -197,3 +201,19 @@ def make_run(
 def best(player: str = "0", **changes: Any) -> dict[str, Any]:
     found = {"player": player, "label": f"θ_{player}", "metric": "nll", "value": NLL[player]}
     return found | {"why": "lowest held-out NLL", "rolled_back": True, "values": NLL} | changes
+
+
+# ---------------------------------------------------------------- a page in a browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
+needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no chromium or chrome is installed to open the page in")
+
+
+def opened(page: Path, tmp_path: Path, fragment: str = "") -> tuple[str, list[str]]:
+    """(the document after its script ran, what went to the console)."""
+    command = [
+        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
+        f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{page}{fragment}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

@@ -139,6 +139,20 @@ def pretrain(
     print(f"base: {out}")
 
 
+@lab.command("run")
+def lab_run(
+    out: Annotated[Path, typer.Option(help="the folder to write lab.html and lab.json to")] = Path("runs/lab"),
+    worlds: Annotated[str, typer.Option(help="A: bandit, B: arithmetic, C: grammar and faults")] = "A,B,C",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    force: Annotated[bool, typer.Option(help="replace an existing laboratory folder")] = False,
+) -> None:
+    """Measure what theory says where the answer is known, and what faults would do; write a page of figures."""
+    from sparring.laboratory.tour import tour
+
+    page = tour(out, [world.strip() for world in worlds.upper().split(",")], seed, force=force, say=print)
+    print(f"page: {page}")
+
+
 # ---------------------------------------------------------------- helpers
 
 

@@ -78,11 +78,7 @@ def learn(
     """theta_t+1: a copy of the opponent, trained to tell the real answers from the opponent's."""
     config, player = session.config, session.player(opponent)
     model = session.ring.challenge(player, session.seed("adapter", iteration))
-    if pairs.facts["seated"] != session.ring.seated:
-        raise LawBroken(
-            f"law 11: the pairs were scored by {pairs.facts['seated']}, but the player starts from "
-            f"{session.ring.seated}; remove {pairs.folder} to score again"
-        )
+    _check_scored(session, pairs)
     start = fingerprint_tensors(session.ring.trainable())
     rows = Rows([pairs.folder / "pairs.arrow"], Pair)
     sizes = _sizes(session.ring.base, rows)
@@ -150,6 +146,15 @@ def go_on(
     items = [item for step in steps[:done] for item in step]
     spent = flops.training([lengths[i] for i in items], sum(real[i] for i in items), checkpointing=budget.checkpointing)
     return {"stopped": stopped, "steps": done, "tokens": sum(lengths[i] for i in items), "flops": spent}
+
+
+def _check_scored(session: Session, pairs: Phase) -> None:
+    """Law 11: the weights that scored the pairs are those that the player starts from."""
+    if pairs.facts["seated"] != session.ring.seated:
+        raise LawBroken(
+            f"law 11: the pairs were scored by {pairs.facts['seated']}, but the player starts from "
+            f"{session.ring.seated}; remove {pairs.folder} to score again"
+        )
 
 
 def _sizes(base: Base, rows: Rows[Pair]) -> list[int]:

@@ -293,8 +293,8 @@ def _warnings(asked: CompareConfig, ran: Sequence[Ran], arms: Sequence[Mapping[s
     for one in ran:
         if one.arm.matched and goal and abs(spent[one.arm.name] / goal - 1) > APART:
             found.append(
-                f"{one.arm.label} spent {spent[one.arm.name] / goal:.0%} of the target's {asked.match}: an iteration of "
-                "one of them was stopped early, or a step cannot be cut"
+                f"{one.arm.label} spent {spent[one.arm.name] / goal:.0%} of the target's {asked.match}: an iteration "
+                "of one of them was stopped early, or a step cannot be cut"
             )
     if len(asked.seeds) < CLAIM:
         found.append(f"{len(asked.seeds)} seeds: a claim needs {CLAIM} or more")

@@ -14,9 +14,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,13 +151,20 @@ class Study:
                 self._tell(task, *_run(task, self._start(task)))
             return
         spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(self.compare.jobs, max(1, len(tasks))), mp_context=spawn) as pool:
-            running: dict[Future[Any], Task] = {pool.submit(_run, task, self._start(task)): task for task in tasks}
+        jobs = min(self.compare.jobs, max(1, len(tasks)))
+        with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_end_with_parent) as pool:
+            running = {pool.submit(_run, task, self._start(task)): task for task in tasks}
             try:
                 for future in as_completed(running):
                     self._tell(running[future], *future.result())
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+            except BaseException as error:
+                for worker in multiprocessing.active_children():  # else leaving waits for the runs in progress
+                    worker.terminate()
+                if isinstance(error, BrokenProcessPool):
+                    raise RunError(
+                        "one of the runs was killed, perhaps for want of memory; the same command goes on from here, "
+                        "and a lower compare.jobs needs less"
+                    ) from None
                 raise
 
     def _start(self, task: Task) -> Path | None:
@@ -233,6 +243,19 @@ def _with_test(config: Config, compare: CompareConfig) -> Config:
 
 def _best(folder: Path) -> float:
     return float(read_json(folder / "best" / "best.json")["value"])
+
+
+def _end_with_parent() -> None:
+    """In a worker: end when the study does, however it does, and leave Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _finished(task: Task) -> bool:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.fakes import HOSTILE, NLL, Page, best, events, lock, make_run, phase, steps
 
+from sparring.cli import _conclusion
 from sparring.errors import RunError
-from sparring.report.findings import verdict
+from sparring.report.findings import last_line, verdict
 from sparring.report.markdown import fenced, inline
 from sparring.report.page import write_report
 from sparring.report.plots import draw
@@ -159,6 +162,85 @@ def test_markdown_has_the_same_numbers(whole: Path) -> None:
 def test_how_to_make_it_again(page: str) -> None:
     for wanted in ("sparring run demo.yaml", "b45e", "da7a", "torch 2.13.0", "Imaginary 9000", "- 0.3"):
         assert wanted in page
+
+
+# ---------------------------------------------------------------- the test split, and the last line
+
+
+def a_test(which: str, player: str, **means: Any) -> dict[str, Any]:
+    row = {"event": "test", "which": which, "player": player, "label": f"θ_{player}", "n": 40}
+    return row | {"nll": NLL[player] + 0.01, "exact_kl": 0.31, "length": 34.5, "win_rate": None} | means
+
+
+def test_the_test_split_has_its_own_table(tmp_path: Path) -> None:
+    rows = [*events(), a_test("best", "0"), a_test("last", "1", length=1234.5)]
+    folder = make_run(tmp_path / "run", rows, lock(), best())
+    (folder / "test").mkdir()
+    for which, rise in (("best", 0.0), ("last", 0.5)):
+        lines = [json.dumps({"nll": 14.0 + index % 3 + rise, "tokens": 12}) for index in range(40)]
+        (folder / "test" / f"{which}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    page = page_of(folder)
+    table = page.split("On the test split, which chose nothing")[1].split("</section>")[0]
+    assert "1.2405" in table
+    assert "1.2661" in table
+    assert "1234" in table or "1235" in table
+    assert "win rate" not in table  # nobody measured it
+    assert "NLL of θ₂ less that of the chosen player, paired by prompt: +0.0417 [+0.0417, +0.0417]." in table
+    assert "## On the test split, which chose nothing" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_without_a_test_there_is_no_table(page: str) -> None:
+    assert "test split" not in page
+
+
+def test_last_line_is_silent_when_the_player_is_better(whole: Path, tmp_path: Path) -> None:
+    assert last_line(whole) is None
+    assert last_line(make_run(tmp_path / "unfinished", events(), lock())) is None
+
+
+@pytest.mark.parametrize(
+    ("chosen", "extra", "wanted"),
+    [
+        (
+            best("1"),
+            [],
+            "θ₂, is worse than θ₀ (SFT) in NLL on the held-out prompts that chose it: 1.2561 against 1.2480.",
+        ),
+        (best("1", metric="exact_kl"), [], "exact KL on the held-out prompts that chose it: 0.3600 against 0.2480."),
+        (best("base", metric="nll"), [], "base, is worse than θ₀ (SFT) in NLL"),
+        (
+            best("0"),
+            [a_test("best", "0"), a_test("start", "sft", nll=1.2)],
+            "NLL on the test split: 1.2405 against 1.2000.",
+        ),
+    ],
+)
+def test_last_line_says_who_is_better(
+    tmp_path: Path, chosen: dict[str, Any], extra: list[dict[str, Any]], wanted: str
+) -> None:
+    said = last_line(make_run(tmp_path / "run", [*events(laboratory=True), *extra], lock(), chosen))
+    assert said is not None
+    assert said.startswith("The player handed over, ")
+    assert wanted in said
+
+
+def test_last_line_counts_matches_upwards(tmp_path: Path) -> None:
+    rows = events()
+    for row in rows:
+        if row["event"] == "scores":
+            row["match"] = {"base": 0.1, "sft": 0.5, "0": 0.4, "1": 0.6}[row["player"]]
+    folder = make_run(tmp_path / "run", rows, lock(), best("0", metric="match", value=0.4))
+    assert "θ₀ (SFT) in matches on the held-out prompts that chose it: 0.4000 against 0.5000" in (
+        last_line(folder) or ""
+    )
+
+
+def test_the_terminal_ends_with_it(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _conclusion(whole, whole / "report.html")
+    assert capsys.readouterr().out.endswith("report.html\n")
+    worse = make_run(tmp_path / "run", events(), lock(), best("1"))
+    _conclusion(worse, worse / "report.html")
+    assert capsys.readouterr().out.splitlines()[-1] == last_line(worse)
 
 
 # ---------------------------------------------------------------- safety

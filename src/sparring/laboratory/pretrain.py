@@ -57,7 +57,7 @@ def pretrain(
     out = out.absolute()
     _may_write(out, force)
     started = time.monotonic()
-    with _seeded(seed):
+    with seeded(seed):
         tokenizer = build()
         model = new_model(tokenizer)
         _train(model, tokenizer, random.Random(f"laboratory pretraining {seed}"), steps, batch_size, say)
@@ -68,14 +68,17 @@ def pretrain(
     return measured
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """An untrained base, fp32, from torch's random state; its end token is the tokenizer's."""
+def new_model(tokenizer: PreTrainedTokenizerFast, hidden: int = 64, inner: int = 192) -> LlamaForCausalLM:
+    """An untrained base, fp32, from torch's random state; its end token is the tokenizer's.
+
+    hidden, inner   widths of a layer and of its MLP
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=192,
+        hidden_size=hidden,
+        intermediate_size=inner,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -127,7 +130,7 @@ def _train(
     model.train()
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = LR * _schedule(step, steps)
+            group["lr"] = LR * schedule(step, steps)
         drawn = rng.choices(world.PROMPTS, k=batch_size)
         texts = [f"{prompt}{world.corrupted_sample(prompt, rng)}{tokenizer.eos_token}" for prompt in drawn]
         loss = -_logprobs(model, torch.tensor(tokenizer(texts)["input_ids"]), split).mean()
@@ -140,19 +143,19 @@ def _train(
     model.eval()
 
 
-def _schedule(step: int, steps: int) -> float:
+def schedule(step: int, steps: int) -> float:
     """Linear warm-up, then a cosine to a tenth."""
     warm = min(1.0, (step + 1) / min(WARMUP, max(1, steps)))
     return warm * (0.55 + 0.45 * math.cos(math.pi * step / max(1, steps)))
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int, count: int = THREADS) -> Iterator[None]:
     """Fixed random state and threads inside; the caller's own afterwards."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        torch.set_num_threads(THREADS)
+        torch.set_num_threads(count)
         try:
             yield
         finally:

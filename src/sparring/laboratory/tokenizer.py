@@ -16,12 +16,12 @@ SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")  # ids 0, 1, 2, 3
 CHARACTERS = string.digits + "+=; \n" + string.ascii_lowercase
 
 
-def build() -> PreTrainedTokenizerFast:
-    """A new tokenizer of 45 tokens; encoding adds `<s>`, decoding joins the characters again."""
+def build(characters: str = CHARACTERS) -> PreTrainedTokenizerFast:
+    """A new tokenizer, of 45 tokens by default; encoding adds `<s>`, decoding joins the characters again."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: index for index, token in enumerate((*SPECIAL, *CHARACTERS))}
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL, *characters))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     core.decoder = decoders.Fuse()

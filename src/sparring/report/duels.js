@@ -28,16 +28,22 @@
       return made;
     };
     if (!whole) return [make("p", "muted", "(empty)")];
-    const head = whole.slice(0, data.head).replace(/[\ud800-\udbff]$/, "");
+    const [characters, lines] = data.head;
+    const head = whole.slice(0, characters).replace(/[\ud800-\udbff]$/, "").split("\n").slice(0, lines).join("\n");
     if (head.length === whole.length) return [text(whole)];
     const rest = whole.slice(head.length);
     const more = make("summary", "", `${[...rest].length} more characters`);
     return [text(head), make("details", "", more, text(rest))];
   };
 
+  const winner = (duel) => {  // in a study the arm's own name
+    if (duel.won === "tie") return "tie";
+    return `${duel.won === "player" ? duel.sides[1].title : data.results[duel.won]} wins`;
+  };
+
   const card = (duel) => {
     const title = make("h3", "", `Prompt ${duel.place}`, " ", make("small", "", duel.name));
-    if (duel.won) title.append(make("span", `tag ${duel.won}`, duel.won === "tie" ? "tie" : `${data.results[duel.won]} wins`));
+    if (duel.won) title.append(make("span", `tag ${duel.won}`, winner(duel)));
     const columns = [{ title: "real answer", role: "", text: duel.real, note: "" }, ...duel.sides].map((side) =>
       make("div", "", make("h3", "", side.title), make("small", "", [side.role, side.note].filter(Boolean).join(" · ")), ...said(side.text)));
     return make("article", "card prompt", title, ...said(duel.prompt), make("div", "answers", ...columns));

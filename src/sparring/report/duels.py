@@ -19,6 +19,7 @@ MOST = 200  # prompts in a page
 MOST_TEXT = 1_000_000  # characters of all their texts
 LONGEST = 8000  # characters of one text
 HEAD = 600  # characters of a text that are seen before it is opened
+LINES = 12  # lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Browser:
                 "results": dict(self.results),
                 "roles": self.roles,
                 "first": self.first,
-                "head": HEAD,
+                "head": [HEAD, LINES],
                 "duels": [[d.place, d.prompt, d.real, d.said, d.notes, d.won] for d in self.duels],
             }
         )
@@ -166,7 +167,8 @@ def study_cards(browser: Browser) -> list[dict[str, Any]]:
 def folded(said: str) -> tuple[str, str]:
     """(what is seen at once, what is seen when opened)."""
     said = _cut(said)
-    return (said[:HEAD], said[HEAD:]) if len(said) > HEAD else (said, "")
+    seen = len("\n".join(said[:HEAD].split("\n")[:LINES]))
+    return said[:seen], said[seen:]
 
 
 def _card(title: str, note: str, said: str) -> dict[str, Any]:

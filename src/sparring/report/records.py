@@ -21,7 +21,8 @@ Row = dict[str, Any]
 
 ANSWER_FILES = {"base": "base-scores/answers.jsonl", "sft": "sft-scores/answers.jsonl"}
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
-_DROPPED = {code: "\N{REPLACEMENT CHARACTER}" for code in range(32) if chr(code) not in "\n\t"} | {13: None}
+_CONTROLS = (*range(32), *range(127, 160), 0x202D, 0x202E)  # the last two turn the order of what follows
+_DROPPED = {code: "\N{REPLACEMENT CHARACTER}" for code in _CONTROLS if chr(code) not in "\n\t"} | {13: None}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,52 @@
+"""The laboratory's page: the numbers of lab.json in, one HTML file out, with no script and nothing to load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from sparring.files import write_atomic
+from sparring.report.lab_faults import distance_plot, fault_table, lengths_plot, readouts_plot
+from sparring.report.lab_plots import law_5_plot, law_7_plot, law_8_plot, law_9_plot, split_plot
+from sparring.report.svg import drawing
+
+WORLDS = {
+    "A": (
+        "The low-rank bandit",
+        "Contexts and arms in a table; players are tables of low rank over the base. Expectations are sums and minima "
+        "are exact, so every digit can be compared with theory.",
+        (law_5_plot, law_7_plot, law_8_plot, law_9_plot),
+    ),
+    "B": (
+        "Templated arithmetic",
+        "Three ways to add three digits, with the tiny base that is committed: the run of sparring run.",
+        (split_plot,),
+    ),
+    "C": (
+        "The grammar, and faults",
+        "A small grammar whose law of length is exact, a base of about 27k parameters made on the fly, and the "
+        "whole of Algorithm 1, right and with one thing wrong at a time.",
+        (lengths_plot, distance_plot, readouts_plot),
+    ),
+}
+
+
+def write_page(numbers: Mapping[str, Any], file: Path) -> None:
+    """Write the page of the worlds that `numbers` holds; the same numbers give the same bytes."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    source = resources.files("sparring.report").joinpath("lab.html").read_text(encoding="utf-8")
+    worlds = []
+    with drawing():
+        for name, world in numbers["worlds"].items():
+            title, about, plots = WORLDS[name]
+            drawn = [plot({**world, "seed": numbers["seed"]}) for plot in plots]
+            shown = [{"plot": plot, "svg": Markup(plot.svg)} for plot in drawn]
+            table = fault_table(world) if "faults" in world else None
+            worlds.append({"name": name, "title": title, "about": about, "plots": shown, "table": table})
+    page = environment.from_string(source).render(worlds=worlds, seed=numbers["seed"])
+    write_atomic(file, page + "\n")
