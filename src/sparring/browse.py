@@ -40,7 +40,8 @@ def _row(run: Path) -> list[str]:
     if not best.exists():
         return [*name, "", ""]
     chosen = json.loads(best.read_text(encoding="utf-8"))
-    return [*name, chosen["label"], f"{chosen['values'][chosen['player']]:.4f}"]
+    value = chosen["values"][chosen["player"]]
+    return [*name, chosen["label"], "–" if value is None else f"{value:.4f}"]
 
 
 def _lock(run: Path) -> dict[str, Any] | None:

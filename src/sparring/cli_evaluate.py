@@ -51,8 +51,13 @@ def judge(
     from sparring.browse import find_run
     from sparring.measuring import judge_run
 
-    found = judge_run(find_run(which, Path(folder)), spec, first, second, model=model, key_from=key_from)
+    told = _counted if sys.stderr.isatty() else None
+    found = judge_run(find_run(which, Path(folder)), spec, first, second, model=model, key_from=key_from, told=told)
     print(json.dumps(found.facts()) if as_json else found.text())
+
+
+def _counted(done: int) -> None:
+    print(f"\r{done} compared ", end="", file=sys.stderr, flush=True)
 
 
 @app.command()

@@ -286,7 +286,8 @@ class Config(Section):
                 'evaluation.select is "match", but evaluation.match does not say what must match; give whole, '
                 "last_number or a regular expression"
             )
-        if self.evaluation.select != "match" and self.evaluation.prompting.style in ("chain_of_thought", "reflection"):
+        thinks = self.evaluation.prompting.style in ("chain_of_thought", "reflection")
+        if thinks and self.evaluation.select != "match" and play.iterations:
             raise ValueError(
                 f"evaluation.prompting.style {self.evaluation.prompting.style} puts thinking before the answer, so "
                 "real answers have no likelihood; set evaluation.select to match, and evaluation.match"

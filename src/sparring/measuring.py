@@ -35,7 +35,7 @@ class Judgement:
         return {
             "event": "judged", "judge": self.judge, "first": self.first, "second": self.second, "answers": self.where,
             "n": len(found.wins), "win_rate": found.rate, "low": interval and interval[0],
-            "high": interval and interval[1], "disagreed": found.disagreed,
+            "high": interval and interval[1], "disagreed": found.disagreed, "unclear": found.unclear,
         }  # fmt: skip
 
     def text(self) -> str:
@@ -43,9 +43,11 @@ class Judgement:
         found, count = self.verdicts, len(self.verdicts.wins)
         interval = found.interval
         between = f" [{interval[0]:.1%}, {interval[1]:.1%}]" if interval else " (too few prompts for an interval)"
+        ties = f"{found.disagreed} of {count}, which are ties"
+        ties += f"; {found.unclear} replies held no verdict" if found.unclear else ""
         return (
             f"{self.first} against {self.second}, {self.judge}, {count} {self.where} prompts: win rate "
-            f"{found.rate:.1%}{between}; the two orders disagreed on {found.disagreed} of {count}, which are ties"
+            f"{found.rate:.1%}{between}; the two orders disagreed on {ties}"
         )
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from tests.helpers import base_of, make_player, ring_of
+from tests.helpers import base_of, make_player, plain_logprobs, ring_of
 from tests.unit.test_cli import call, refused
 
 from sparring.errors import InputError
@@ -90,32 +90,36 @@ def test_a_task_of_ones_own_on_a_player_that_is_not_merged(tmp_path: Path, monke
     ring = ring_of(base)
     player = make_player(ring, Player.untrained(base), tmp_path, "player")
     rows = task_file(tmp_path)
+    likelihood = {**yaml.safe_load((tmp_path / "questions.yaml").read_text()), "task": "likelihood_of_ours"}
+    likelihood |= {
+        "output_type": "loglikelihood",
+        "doc_to_target": " {{answer}}",
+        "metric_list": [{"metric": "perplexity"}],
+    }
+    del likelihood["doc_to_choice"]
+    (tmp_path / "likelihood.yaml").write_text(yaml.safe_dump(likelihood))
     tokenizer = base.renderer.tokenizer
-    found = {}
-    for name, seated in (("base", Player.untrained(base)), ("player", player)):
+    found = []
+    for seated in (Player.untrained(base), player):
         model = ring.seat(seated)
-        right = 0
+        right, total = 0, 0.0
         for row in rows:
             asked = tokenizer(f"{row['question']} The answer is").input_ids
-            values = []
+            values = {}
             for choice in ("answer1", "answer2", "answer3"):
                 ids = tokenizer(f"{row['question']} The answer is {choice}").input_ids
-                with torch.no_grad():
-                    logprobs = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0].double(), -1)
-                values.append(sum(float(logprobs[i - 1, ids[i]]) for i in range(len(asked), len(ids))))
-            right += f"answer{values.index(max(values)) + 1}" == row["answer"]
+                values[choice] = float(plain_logprobs(model, (asked, ids[len(asked) :])).sum())
+            right += max(values, key=lambda choice: values[choice]) == row["answer"]
+            total += values[row["answer"]]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            results = bench(
-                model, tokenizer, {"questions_of_ours": None}, include_path=tmp_path, batch_size=4, context=base.context
-            )
-        about = results["questions_of_ours"]
-        assert about["n"] == len(rows)
-        assert about["metrics"]["acc,none"] == pytest.approx(right / len(rows))
-        found[name] = about["metrics"]["acc,none"]
-        assert ring.seated == seated.fingerprint
-        ring.seat(seated)  # the weights in memory are as they were
-    assert len(found) == 2
+            tasks = {"questions_of_ours": None, "likelihood_of_ours": None}
+            results = bench(model, tokenizer, tasks, include_path=tmp_path, batch_size=4, context=base.context)
+        assert results["questions_of_ours"]["n"] == len(rows)
+        assert results["questions_of_ours"]["metrics"]["acc,none"] == pytest.approx(right / len(rows))
+        found.append(math.log(results["likelihood_of_ours"]["metrics"]["perplexity,none"]))
+        assert found[-1] == pytest.approx(-total / len(rows), rel=1e-4)
+    assert abs(found[0] - found[1]) > 0.1  # the adapter counts
 
 
 @needs_harness

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.helpers import byte_tokenizer, save_base
 from tests.laws.lab import session as laboratory_session
+from tests.unit.test_cli import call
 
 from sparring.config import PromptingConfig
 from sparring.configfile import build_config
@@ -190,6 +191,27 @@ def test_thinking_has_no_likelihood(style: str, chat_base: Path, tmp_path: Path)
         assert scores.facts["nll"] is None
         assert scores.facts["plain_nll"] > 0
         assert scores.facts["match"] is not None
+
+
+@pytest.mark.parametrize("style", ["chain_of_thought", "reflection"])
+def test_a_run_of_one_player_that_thinks_first(
+    style: str, chat_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a control arm: nothing is trained, so there is nothing to choose by a likelihood."""
+    rows = [{"question": f"How much is {i}?", "answer": f"It is {i}."} for i in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [
+        f"model.base={chat_base}", f"data.train={tmp_path / 'rows.jsonl'}", "sft.epochs=0", "threads=1",
+        "selfplay.iterations=0", "data.eval_size=4", "data.test_size=3", f"evaluation.prompting.style={style}",
+        "generation.max_new_tokens=8", f"runs={tmp_path}", "name=r",
+    ]  # fmt: skip
+    assert call("run", *settings) == 0
+    assert "Best player" in capsys.readouterr().out
+    best = json.loads((tmp_path / "r" / "best" / "best.json").read_text())
+    assert best["value"] is None
+    assert best["why"] == "θ_0 (SFT) is the only player"
+    assert call("runs", "--runs", str(tmp_path)) == 0
+    assert call("report", "r", "--runs", str(tmp_path)) == 0
 
 
 def test_reflection_asks_about_the_players_own_answer(chat_base: Path, tmp_path: Path) -> None:

@@ -21,10 +21,13 @@ def choose(session: Session, folder: Path, *judged: Phase) -> Event:
     metric = session.config.evaluation.select
     values = {phase.name.removesuffix("-scores").removesuffix("/scores"): _value(phase, metric) for phase in judged}
     extreme, words, pick = _WORDS[metric]
-    best = pick(values, key=lambda name: values[name])
+    best = pick(values, key=lambda name: values[name]) if len(values) > 1 else next(iter(values))
     last = list(values)[-1]
     label = label_of(best)
-    reason = f"{label} has the {extreme} {words} of {len(values)} players ({values[best]:.4f})"
+    if values[best] is None:
+        reason = f"{label} is the only player"
+    else:
+        reason = f"{label} has the {extreme} {words} of {len(values)} players ({values[best]:.4f})"
     if best != last:
         reason += f"; the later players, up to {values[last]:.4f} at the end, were rolled back"
     content = {
@@ -52,6 +55,8 @@ _WORDS: dict[str, tuple[str, str, Any]] = {
 }
 
 
-def _value(phase: Phase, metric: str) -> float:
+def _value(phase: Phase, metric: str) -> float | None:
+    """The metric's value; None where thinking before the answer leaves no likelihood."""
     facts = phase.facts
-    return float(facts["exact"]["kl"] if metric == "exact_kl" else facts[metric])
+    value = (facts["exact"] or {}).get("kl") if metric == "exact_kl" else facts[metric]
+    return None if value is None else float(value)

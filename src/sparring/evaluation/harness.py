@@ -79,7 +79,12 @@ def bench(
                 language_model, tasks=[name], num_fewshot=shots, limit=limit, task_manager=manager,
                 log_samples=False, bootstrap_iters=1000,
             )  # fmt: skip
-        except (OSError, ValueError, RuntimeError) as error:  # mostly data that are not here, and no way to the hub
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+            ImportError,
+        ) as error:  # mostly data that are not here, and no way to the hub
             said = " ".join(str(error).split())[:200]
             raise InputError(
                 f"task {name} cannot be done ({said}); its data come from the hub unless its file names local ones"

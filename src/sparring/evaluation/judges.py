@@ -42,10 +42,15 @@ class About:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a judge said of N pairs: 1, ½ or 0 for the first player each, and how often its two orders disagreed."""
+    """What a judge said of N pairs: 1, ½ or 0 for the first player each.
+
+    disagreed  pairs on which its two orders contradict each other
+    unclear    replies of an endpoint that hold no verdict
+    """
 
     wins: list[float]
     disagreed: int
+    unclear: int = 0
 
     @property
     def rate(self) -> float:
@@ -80,7 +85,7 @@ def compare(judge: Judge, rows: Sequence[tuple[str, str, str]], told: Callable[[
         wins.append({"first": 1.0, "second": 0.0, "tie": 0.5}[choice if choice == again else "tie"])
         if told:
             told(len(wins))
-    return Verdicts(wins, disagreed)
+    return Verdicts(wins, disagreed, judge.unclear if isinstance(judge, Endpoint) else 0)
 
 
 # ---------------------------------------------------------------- rules

@@ -73,6 +73,8 @@ def _unfinished(run: Run) -> str:
 def _kept(run: Run, player: str) -> str:
     row = run.scores.get(player, {})
     figure = f"held-out NLL {fixed(number(row, 'nll'))} per token"
+    if number(row, "nll") is None and run.best:
+        figure = fixed(number(run.best, "value"))
     played = [name for name in run.scores if name.isdecimal()]
     if not played:
         return f"No self-play iteration was judged; {figure}."

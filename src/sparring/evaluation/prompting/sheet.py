@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparring.config import PromptingConfig
-from sparring.data.messages import Conversation, Message, answer_places
+from sparring.data.messages import Conversation, Message, Renderer, answer_places
 from sparring.data.pairs import Prompt
-from sparring.errors import ConfigError
+from sparring.errors import ConfigError, DataError
 from sparring.evaluation.prompting.styles import STYLES, Material, Question, Style, template
 from sparring.session import Session
 
@@ -46,10 +46,7 @@ def make_sheet(session: Session, prompts: list[Prompt], side: str, limit: int) -
     if config.style == "none":
         return Sheet(prompts, prompts, [], style)
     conversations: Sequence[Conversation] = getattr(session.loaded, side)
-    known = {
-        tuple(renderer.prompt(question.messages, question.chat)): question
-        for question in _questions(conversations, session.config.data.turns)
-    }
+    known = _known(renderer, conversations, session.config.data.turns)
     rules = read_rules(config) if config.style == "rules" else ""
     material = Material(rules, tuple(shots(session.loaded.train, config)))
     asked, questions, shown = [], [], []
@@ -90,6 +87,17 @@ def _say(session: Session, config: PromptingConfig, shown: list[int]) -> None:
             f"{fewer} of {len(shown)} prompts get fewer than evaluation.prompting.shots ({config.shots}) examples, on "
             f"average {mean:.1f}: more would not fit the model's context, or there are no more"
         )
+
+
+def _known(renderer: Renderer, conversations: Iterable[Conversation], turns: str) -> dict[tuple[int, ...], Question]:
+    """The question behind each prompt, by the prompt's ids."""
+    known = {}
+    for question in _questions(conversations, turns):
+        try:
+            known[tuple(renderer.prompt(question.messages, question.chat))] = question
+        except DataError:  # refused by the template, so it is among no prompts (data.bad_rows: skip)
+            continue
+    return known
 
 
 def _questions(conversations: Iterable[Conversation], turns: str) -> Iterable[Question]:
