@@ -241,6 +241,14 @@ class CompareConfig(Section):
     smallest: PositiveFloat = Field(0.01, description="the smallest difference of the primary metric that matters")
     jobs: PositiveInt = Field(1, description="runs at the same time")
 
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: list[int]) -> list[int]:
+        twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
+        if twice is not None:
+            raise ValueError(f"compare.seeds names {twice} twice; give different seeds")
+        return seeds
+
 
 class Config(Section):
     """A whole run."""

@@ -72,22 +72,31 @@ def judge(
     itself = player == start and settings.temperature == 1
     facts["kl_start"] = 0.0 if itself else _kl(session, answers, own, start)
     facts |= {"accuracy": None, "margin": None}
+    margins: list[float] | None = None  # of each prompt's first answers, as they are shown side by side
     if opponent is not None and iteration is not None and player is not None and real is not None:
-        facts |= _tell_apart(session, sheet.prompts, real, opponent, who, iteration)
+        told, margins = _tell_apart(session, sheet.prompts, real, opponent, who, iteration)
+        facts |= told
     matched = match_shares(session, sheet, answers)
     facts["match"] = None if matched is None else sum(matched) / len(matched)
     # one answer per prompt, as many as there are real ones: distinct-n falls with the number of answers
     facts |= describe([row[0].last.ids for row in answers], [row[0].last.finish == "end" for row in answers])
     shape = describe([p.real_ids for p in sheet.plain], [p.real_ended for p in sheet.plain])
     facts |= {f"real_{name}": value for name, value in shape.items()}
-    write_atomic(folder / "answers.jsonl", _rows(session, sheet, real, answers, own))
+    write_atomic(folder / "answers.jsonl", _rows(session, sheet, real, answers, own, margins))
     session.run.log({"event": "scores", **facts})
     passes = 2 + (not itself) + (facts["accuracy"] is not None)
     chosen_by = {"nll": facts["nll"], "exact": facts.get("exact"), "match": facts["match"], "plain_nll": plain}
     return {**chosen_by, **cost(flops, answers, passes)}
 
 
-def _rows(session: Session, sheet: Sheet, real: list[float] | None, answers: list[Row], own: list[list[float]]) -> str:
+def _rows(
+    session: Session,
+    sheet: Sheet,
+    real: list[float] | None,
+    answers: list[Row],
+    own: list[list[float]],
+    margins: list[float] | None,
+) -> str:
     """One line of JSON per prompt."""
     rows = [
         {
@@ -97,6 +106,7 @@ def _rows(session: Session, sheet: Sheet, real: list[float] | None, answers: lis
             "answer": row[0].text,
             "finish": row[0].last.finish,
             "real_logprob": real and real[index],
+            "margin": margins and margins[index],
             "ids": [one.last.ids for one in row],
             "logprobs": values,
         }
@@ -138,8 +148,8 @@ def _tell_apart(
     opponent: Phase,
     player: Player,
     iteration: int,
-) -> Event:
-    """Held-out accuracy and margin of real answers against the opponent's own held-out answers."""
+) -> tuple[Event, list[float]]:
+    """Held-out accuracy and margin of real answers against the opponent's own; margins against its first ones."""
     judged = read_judged(opponent.folder)
     model = session.ring.seat(player)
     rows = [(p.prompt_ids, ids) for p, row in zip(prompts, judged, strict=True) for ids in row["ids"]]
@@ -158,7 +168,8 @@ def _tell_apart(
         torch.tensor([row["logprobs"] for row in judged], dtype=torch.float64) / synthetic_BK,
         at(session.config.selfplay.beta, iteration),
     )
-    return {"accuracy": accuracy(m_BK).mean().item(), "margin": m_BK.mean().item()}
+    facts = {"accuracy": accuracy(m_BK).mean().item(), "margin": m_BK.mean().item()}
+    return facts, m_BK[:, 0].tolist()
 
 
 def read_judged(folder: Path) -> Judged:
