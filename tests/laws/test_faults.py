@@ -14,8 +14,7 @@ from sparring.models.players import Ring
 from sparring.tasks import PairTask
 
 SEEDS = (0, 1, 2)
-PROMPTS = 80
-BASE_STEPS = 350
+PROMPTS = 120
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +24,7 @@ def arenas(tmp_path_factory: pytest.TempPathFactory) -> list[Arena]:
     torch.set_num_threads(1)
     quiet_libraries()
     home = tmp_path_factory.mktemp("faults")
-    make_base(home / "base", steps=BASE_STEPS)
+    make_base(home / "base")
     return [Arena(home / str(seed), home / "base", seed, PROMPTS) for seed in SEEDS]
 
 

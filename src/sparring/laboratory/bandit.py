@@ -25,6 +25,7 @@ from sparring.objectives.pairwise import margin, pairwise
 
 CONTEXTS, ARMS, RANK = 6, 5, 3  # of the default world
 SMALLEST = 1e-13  # curvature, as a share of the largest, below which a direction counts as flat
+SAME = 1e-6  # nats by which the KL of two stationary points must differ
 HALVINGS = 40  # of a step that does not lower the value
 
 
@@ -121,10 +122,17 @@ class Bandit:
         """A stationary point of the likelihood in the family of low rank, from `start_N`; parameters [N]."""
         return minimise(lambda point_N: self.nll(self.low_rank(point_N)), start_N)
 
-    def best_likelihood(self, rank: int, starts: int = 12) -> Tensor:
-        """The maximum-likelihood player of some rank: the best of several starts, parameters [N]."""
+    def stationary_points(self, rank: int, starts: int = 12) -> list[Tensor]:
+        """The likelihood's stationary points of some rank that several starts lead to, the best first; each [N].
+
+        Under a rank limit there may be several. Points of the same KL count as one.
+        """
         found = [self.most_likely(self.start(rank, 1000 + seed)) for seed in range(starts)]
-        return min(found, key=lambda point_N: self.kl(self.low_rank(point_N)))
+        points: list[Tensor] = []
+        for point_N in sorted(found, key=lambda point_N: self.kl(self.low_rank(point_N))):
+            if not points or self.kl(self.low_rank(point_N)) > self.kl(self.low_rank(points[-1])) + SAME:
+                points.append(point_N)
+        return points
 
     def gradient(self, value: Callable[[Tensor], Tensor], point_N: Tensor) -> Tensor:
         """∇ of a function of parameters, [N]."""

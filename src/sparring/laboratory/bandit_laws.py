@@ -17,7 +17,7 @@ from sparring.objectives.pairwise import LOSSES
 Numbers = dict[str, Any]
 
 BETAS = (0.4, 0.6, 0.8, 1.0, 2.0, 5.0)
-STARTED = 0.3  # θ_0 of law 7 is so much of the base's log-ratio away from the data
+STARTED = 1.0  # how far θ_0 of law 7 is from the data, in the norm of the log-ratio
 ITERATIONS = 6
 PLAYERS = 8  # at which law 5 is measured
 DESCENT = (12, 10, 2.0)  # iterations, gradient steps each, step size
@@ -80,7 +80,7 @@ def _descent(world: Bandit, point_N: Tensor, greedy: bool) -> list[float]:
 def law_7(world: Bandit) -> Numbers:
     """The log-ratio's error by iteration, per beta, beside |1 - 1/beta|^t; players may be any table."""
     away_XY = world.log_ratio(world.base_XY.log_softmax(-1))
-    start_N = (world.data_XY + STARTED * away_XY - world.base_XY).flatten()
+    start_N = (world.data_XY + STARTED / away_XY.norm() * away_XY - world.base_XY).flatten()
     rows: Numbers = {}
     for beta in BETAS:
         point_N, errors = start_N, [_error(world, start_N)]
@@ -120,22 +120,24 @@ def law_8(world: Bandit) -> Numbers:
 
 
 def law_9(world: Bandit, seed: int = 0, beta: float = 1.0) -> Numbers:
-    """Where SPIN stands still under each rank, beside the maximum-likelihood player of that rank.
+    """Where SPIN stands still under each rank, beside the stationary points of the likelihood.
 
-    Returns, per rank, KL(p_data ‖ ·) of the best likelihood and of SPIN's end from several starts, with the
-    iterations it took and the gradient of the NLL there; and the largest gradient of SPIN's expected loss at the
-    best likelihood, over all losses and betas.
+    Returns, per rank, KL(p_data ‖ ·) at the likelihood's stationary points, best first, as found from several
+    starts of their own; of SPIN's ends, with the iterations they took, the gradient of the NLL there, and the KL of
+    the stationary point next to it; and the largest gradient of SPIN's expected loss at the best one, over all
+    losses and betas.
     """
     ranks: Numbers = {}
     for rank in range(1, world_rank(world) + 1):
-        best_N = world.best_likelihood(rank)
+        points = world.stationary_points(rank)
         pull = [
-            float(_gradients(world, best_N, beta, loss, greedy=False)[0].abs().max())
+            float(_gradients(world, points[0], beta, loss, greedy=False)[0].abs().max())
             for loss in LOSSES
             for beta in BETAS
         ]
         ends = [_stand_still(world, world.start(rank, seed + k), beta) for k in range(STARTS)]
-        ranks[str(rank)] = {"likelihood": world.kl(world.low_rank(best_N)), "pull": max(pull), "spin": ends}
+        known = [world.kl(world.low_rank(point_N)) for point_N in points]
+        ranks[str(rank)] = {"stationary": known, "pull": max(pull), "spin": ends}
     return {"beta": beta, "base": world.kl(world.base_XY.log_softmax(-1)), "ranks": ranks}
 
 
@@ -152,8 +154,8 @@ def _stand_still(world: Bandit, point_N: Tensor, beta: float) -> Numbers:
         moved = float((world.low_rank(next_N) - world.low_rank(point_N)).abs().max())
         point_N, iterations = next_N, iterations + 1
     slope_N = world.gradient(lambda at_N: world.nll(world.low_rank(at_N)), point_N)
-    kl = world.kl(world.low_rank(point_N))
-    return {"kl": kl, "iterations": iterations, "moved": moved, "gradient": float(slope_N.abs().max())}
+    kl, near = (world.kl(world.low_rank(at_N)) for at_N in (point_N, world.most_likely(point_N)))
+    return {"kl": kl, "iterations": iterations, "moved": moved, "gradient": float(slope_N.abs().max()), "near": near}
 
 
 def measure_bandit(seed: int = 0, world: Bandit | None = None) -> Numbers:

@@ -14,6 +14,7 @@ from sparring.report.svg import GREEN, INK, MUTED, PAPER, PURPLE, REAL, SYNTHETI
 
 Numbers = Mapping[str, Any]
 SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+SAME = 1e-6  # nats: KLs closer than this are one stationary point's
 FLOOR = 1e-5  # below which an error is drawn as 0
 
 
@@ -117,14 +118,16 @@ def law_8_plot(world: Numbers) -> Plot:
 
 
 def law_9_plot(world: Numbers) -> Plot:
-    """KL of the best likelihood and of SPIN's ends, per rank."""
+    """KL at the likelihood's stationary points and at SPIN's ends, per rank."""
     found = world["law_9"]
     ranks = list(found["ranks"])
     made, (axis,) = figure(1, 3.3)
-    likelihood = [found["base"], *(found["ranks"][rank]["likelihood"] for rank in ranks)]
+    likelihood = [found["base"], *(found["ranks"][rank]["stationary"][0] for rank in ranks)]
     axis.plot(range(len(likelihood)), likelihood, "-", color=MUTED, linewidth=1.2)
     axis.plot(range(len(likelihood)), likelihood, "s", color=MUTED, markerfacecolor=PAPER, markersize=11)
     for place, rank in enumerate(ranks, 1):
+        for other in found["ranks"][rank]["stationary"][1:]:
+            axis.plot([place], [other], "s", color=MUTED, markerfacecolor=PAPER, markersize=11)
         for end in found["ranks"][rank]["spin"]:
             axis.plot([place], [end["kl"]], "x", color=SYNTHETIC, markersize=7)
     for place, value in enumerate(likelihood):
@@ -133,16 +136,18 @@ def law_9_plot(world: Numbers) -> Plot:
     axis.set_xlim(-0.4, len(ranks) + 0.4)
     axis.margins(y=0.2)
     axis.set_title("KL(p_data ‖ ·), nats: likelihood □, SPIN ×")
-    ends = [(row, end) for row in found["ranks"].values() for end in row["spin"]]
-    gap = max(abs(end["kl"] - row["likelihood"]) for row, end in ends)
+    ends = [(row["stationary"][0], end) for row in found["ranks"].values() for end in row["spin"]]
+    gap = max(abs(end["kl"] - end["near"]) for _, end in ends)
     slope = max(end["gradient"] for _, end in ends)
     pull = max(row["pull"] for row in found["ranks"].values())
-    starts = len(found["ranks"][ranks[0]]["spin"])
+    best = sum(abs(end["kl"] - best) < SAME for best, end in ends)
     caption = (
         "Theory: under a rank limit too, SPIN stands still just where the likelihood is stationary, for every ℓ and λ. "
-        f"Measured with λ = {found['beta']:g} from {starts} starting points per rank: SPIN's ends differ from the "
-        f"maximum-likelihood player of that rank by at most {gap:.1g} nats, the gradient of the likelihood there is "
-        f"at most {slope:.1g}, and at the best likelihood SPIN's expected gradient is at most {pull:.1g} over all "
+        f"Measured with λ = {found['beta']:g} from {len(ends) // len(ranks)} starting points per rank: {best} of "
+        f"{len(ends)} ends are the maximum-likelihood player of their rank"
+        + (", the others a lesser stationary point" if best < len(ends) else "")
+        + f"; they differ from a stationary point by at most {gap:.1g} nats, and the gradient of the likelihood there "
+        f"is at most {slope:.1g}. At the best likelihood SPIN's expected gradient is at most {pull:.1g} over all "
         f"losses and λ. The data have rank {world['rank']} over the base."
     )
     title = "Law 9: SPIN ends where likelihood ends"
