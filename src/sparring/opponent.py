@@ -27,6 +27,7 @@ CHANCE = 1e-9  # how often a right run may be stopped by that test, at most
 REPEATED = 8  # prompts whose answers are scored twice, to know the rounding noise
 SPOT = 32  # prompts whose answers' log-probs, caught when they were sampled, are compared with scored ones
 NEAR = 1e-4  # nats per square root of a token by which these may differ
+FAR = 0.1  # and by which they do not in fp32, unless the answers are others than were sampled
 
 
 def score_pairs(
@@ -106,6 +107,11 @@ def _caught(session: Session, model: Any, fresh: Rows[Played]) -> float | None:
     said = [logprob for row in fresh[:SPOT] for logprob in row.logprobs]
     squares = [(a - b) ** 2 / len(ids) for a, b, (_, ids) in zip(scored, said, rows, strict=True)]
     gap = math.sqrt(sum(squares) / len(squares))
+    if gap > FAR:
+        raise LawBroken(
+            f"law 5: the answers' log-probs when they were sampled and when they are scored differ by {gap:.2g} nats "
+            "per square root of a token: the answers were changed since, or asked with another template"
+        )
     return gap if gap <= NEAR else None
 
 

@@ -8,6 +8,7 @@ checked at run time stops the run, lifting that one guard, another context manag
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -161,9 +162,11 @@ def without_law_1() -> AbstractContextManager[None]:
     return replaced(PairTask, "inspect", lambda task, step, means: means.pop("noise"))
 
 
-def without_law_5() -> AbstractContextManager[None]:
-    """Whether the answers are samples is not tested."""
-    return replaced(opponent, "_check_samples", lambda session, model, fresh: None)
+@contextmanager
+def without_law_5() -> Iterator[None]:
+    """Whether the answers are samples, and those that were sampled, is not tested."""
+    with replaced(opponent, "_check_samples", lambda session, model, fresh: None), replaced(opponent, "FAR", math.inf):
+        yield
 
 
 @contextmanager
