@@ -263,9 +263,11 @@ def _mean(budgets: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _notes(asked: CompareConfig, ran: Sequence[Ran], history: list[dict[str, Any]]) -> list[str]:
+    unit = {"flops": "FLOPs"}.get(asked.match, asked.match)
+    label = next(one.arm.label for one in ran if one.arm.name == asked.target)
     notes = [
-        f"Every arm spends the same {asked.match} on self-play, or on what stands in its place, as "
-        f"{asked.target} did with the same seed; judging is not counted.",
+        f"Every arm spends the same {unit} on self-play, or on what stands in its place, as {label} did with the same "
+        "seed; judging is not counted.",
     ]
     tried = [one.arm for one in ran if len(one.arm.values) > 1]
     if tried:
