@@ -169,7 +169,7 @@ def test_how_to_make_it_again(page: str) -> None:
 
 def a_test(which: str, player: str, **means: Any) -> dict[str, Any]:
     row = {"event": "test", "which": which, "player": player, "label": f"θ_{player}", "n": 40}
-    return row | {"nll": NLL[player] + 0.01, "exact_kl": 0.31, "length": 34.5, "win_rate": None} | means
+    return row | {"nll": NLL[player] + 0.01, "exact_kl": 0.31, "length": 34.5} | means
 
 
 def test_the_test_split_has_its_own_table(tmp_path: Path) -> None:

@@ -35,7 +35,6 @@ METRICS: dict[str, Metric] = {
     "total_variation": Metric("total variation", "", "total_variation"),
     "match": Metric("exact match, T = 1", "share", "match", better="higher"),
     "match_greedy": Metric("exact match, greedy", "share", "match_greedy", better="higher"),
-    "win_rate": Metric("win rate over θ_0", "share", "win", better="higher"),
     "kl_base": Metric("KL to base", "nats per answer", "kl_base", better=None),
     "kl_start": Metric("KL to θ_0", "nats per answer", "kl_start", better=None),
     "length": Metric("length", "tokens", "length", better=None),
