@@ -122,6 +122,7 @@ ROWS = {
     "browse": 17,
     "measuring": 18,
     "cli_evaluate": 19,
+    "cli_lab": 19,
     "cli": 20,
     "__main__": 21,
     "": 21,  # the package's own front door

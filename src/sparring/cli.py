@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparring.cli_evaluate import app as evaluate
+from sparring.cli_lab import lab
 from sparring.errors import SparringError
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-lab = typer.Typer(help="The laboratory: a world whose data distribution is known exactly.", no_args_is_help=True)
 app.add_typer(lab, name="lab")
 app.add_typer(evaluate)  # sample, judge, bench, mt-bench
 
@@ -124,33 +124,6 @@ def report(which: RunArgument = "last", folder: RunsOption = "runs") -> None:
 
     found = find_run(which, Path(folder))
     _conclusion(found, write_report(found))
-
-
-@lab.command()
-def pretrain(
-    out: Annotated[Path, typer.Option(help="the folder to write the base to")],
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    force: Annotated[bool, typer.Option(help="overwrite an existing folder")] = False,
-) -> None:
-    """Train the laboratory's tiny base on its corrupted world, from nothing."""
-    from sparring.laboratory.pretrain import pretrain as train
-
-    train(out, seed=seed, force=force)
-    print(f"base: {out}")
-
-
-@lab.command("run")
-def lab_run(
-    out: Annotated[Path, typer.Option(help="the folder to write lab.html and lab.json to")] = Path("runs/lab"),
-    worlds: Annotated[str, typer.Option(help="A: bandit, B: arithmetic, C: grammar and faults")] = "A,B,C",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    force: Annotated[bool, typer.Option(help="replace an existing laboratory folder")] = False,
-) -> None:
-    """Measure what theory says where the answer is known, and what faults would do; write a page of figures."""
-    from sparring.laboratory.tour import tour
-
-    page = tour(out, [world.strip() for world in worlds.upper().split(",")], seed, force=force, say=print)
-    print(f"page: {page}")
 
 
 # ---------------------------------------------------------------- helpers
