@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import yaml
 
+from sparring.arms import chosen_arms
 from sparring.config import Config, at, learning_rate
 from sparring.console import clock
 from sparring.data.messages import Renderer, choose_template
@@ -93,6 +94,13 @@ def _what(config: Config, base: Base, parameters: int, found: Found, estimate: d
             f"lr {learning_rate(play, t):g}, anchor {at(play.anchor, t):g} → θ_{t + 1}; opponent: θ_{t}, never the base"
         )
     lines.append(f"{play.iterations + 2}. the best of all players by held-out {config.evaluation.select}, and a report")
+    if config.compare is not None:
+        asked = config.compare
+        lines.append(
+            f"then: {len(chosen_arms(config, asked))} arms × {len(asked.seeds)} seeds at equal {asked.match}; "
+            f"{asked.target} against {asked.reference} in {asked.primary}, each arm's value tried on "
+            f"{min(asked.tune_seeds, len(asked.seeds))} of the seeds"
+        )
     limit = config.generation.max_new_tokens
     if limit is not None and limit < estimate["long_answer"]:
         lines.append(

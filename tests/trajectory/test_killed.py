@@ -20,7 +20,8 @@ from tests.trajectory.arena import (
     report_without_times,
 )
 
-SHORT = {"selfplay__iterations": 1}
+SHORT = {"selfplay__iterations": 1, "data__test_size": 4}
+CONTROL = {"selfplay__negatives": "none", "selfplay__budget": {"unit": "steps", "amount": 7}}
 STACKED = {"method__dropout": 0.0, "selfplay__hold": "stack", "selfplay__stop_nll_rise": 1e-9}
 
 
@@ -51,8 +52,9 @@ def assert_unharmed(arena: Arena, wanted: dict[str, Any]) -> None:
         (["mkdir", "rename"], {}, 110),
         (["open", "append", "save"], SHORT, 60),
         (["remove", "rmdir", "rmtree"], SHORT, 30),
+        (["rename"], CONTROL, 50),
     ],
-    ids=["renames", "writes", "removals"],
+    ids=["renames", "writes", "removals", "control"],
 )
 def test_killed_before_every_file_event(arena, unharmed, kinds, changes, least):
     place = arena(**changes)

@@ -1,0 +1,52 @@
+"""Print a study as the tables of docs/results.md: `python -m benchmarks.study_table RUNS/NAME.compare [metric …]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Two tables: the arms on the primary metric and on others, and what each spent."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("metrics", nargs="*", default=["nll", "length", "end_rate"])
+    options = parser.parse_args()
+    study: dict[str, Any] = json.loads((options.folder / "study.json").read_text(encoding="utf-8"))
+    primary, reference = study["primary"], study["reference"]
+    others = [metric for metric in options.metrics if metric != primary]
+    print(study["headline"] + "\n")
+    header = ["arm", "chosen", f"{primary}, best", "last", f"Δ to {reference} [95 %]", "p (Holm)", *others]
+    _line(header)
+    _line(["---"] * len(header))
+    for arm in study["arms"]:
+        gap = arm["against"].get(reference, {}).get(primary)
+        compared = ["–", "–"] if gap is None else [_gap(gap), f"{gap['holm']:.3f}"]
+        values = [_mean(arm["values"], metric) for metric in others]
+        grid = arm["grid"]
+        chosen = f"{grid['key'].split('.')[-1]} {grid['chosen']:g}" if grid else "–"
+        _line([arm["label"], chosen, _mean(arm["values"], primary), _mean(arm["last"], primary), *compared, *values])
+    print()
+    _line(["arm", "steps", "tokens", "FLOPs", "seconds", "players handed over"])
+    _line(["---"] * 6)
+    for arm in study["arms"]:
+        spent = [f"{arm['budget'][unit]:.4g}" for unit in ("steps", "tokens", "flops", "seconds")]
+        _line([arm["label"], *spent, ", ".join(run["label"] for run in arm["runs"])])
+
+
+def _line(cells: list[str]) -> None:
+    print("| " + " | ".join(cells) + " |")
+
+
+def _mean(values: dict[str, Any], metric: str) -> str:
+    return f"{values[metric]['mean']:.4f}" if metric in values else "–"
+
+
+def _gap(gap: dict[str, float]) -> str:
+    return f"{gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]".replace("-", "−")
+
+
+if __name__ == "__main__":
+    main()
