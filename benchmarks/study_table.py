@@ -1,4 +1,7 @@
-"""Print a study as the tables of docs/results.md: `python -m benchmarks.study_table RUNS/NAME.compare [metric …]`."""
+"""Print a study as the tables of docs/results.md: `python -m benchmarks.study_table RUNS/NAME.compare [metric …]`.
+
+--svg FILE writes its picture of the arms, too, in the colours of a light page.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sparring.report.study import read_study
+from sparring.report.study_plots import draw_study
+from sparring.report.svg import VARIABLES
+
 
 def main() -> None:
     """Two tables: the arms on the primary metric and on others, and what each spent."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("metrics", nargs="*", default=["nll", "length", "end_rate"])
+    parser.add_argument("--svg", type=Path)
     options = parser.parse_args()
+    if options.svg is not None:
+        options.svg.write_text(picture(options.folder), encoding="utf-8")
     study: dict[str, Any] = json.loads((options.folder / "study.json").read_text(encoding="utf-8"))
     primary, reference = study["primary"], study["reference"]
     others = [metric for metric in options.metrics if metric != primary]
@@ -34,6 +44,14 @@ def main() -> None:
     for arm in study["arms"]:
         spent = [f"{arm['budget'][unit]:.4g}" for unit in ("steps", "tokens", "flops", "seconds")]
         _line([arm["label"], *spent, ", ".join(run["label"] for run in arm["runs"])])
+
+
+def picture(folder: Path) -> str:
+    """The forest plot as a file of its own."""
+    drawn = next(plot for plot in draw_study(read_study(folder)) if plot.name == "forest").svg
+    for colour, name in VARIABLES.items():
+        drawn = drawn.replace(f"var(--{name})", colour)
+    return drawn.replace("<svg ", '<svg style="background:#fefefe;font-family:sans-serif" ', 1) + "\n"
 
 
 def _line(cells: list[str]) -> None:

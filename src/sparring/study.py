@@ -132,13 +132,9 @@ class Study:
         return Task(arm, value, seed, config)
 
     def _config(self, arm: Arm, value: Any, seed: int) -> Config:
-        settings = {
-            **arm.settings,
-            "compare": None,
-            "track": [],
-            "seed": seed,
-            "evaluation.select": self.compare.primary,
-        }
+        thinks = arm.settings.get("evaluation.prompting.style") in ("chain_of_thought", "reflection")
+        select = "match" if thinks and self.config.evaluation.match else self.compare.primary
+        settings = {**arm.settings, "compare": None, "track": [], "seed": seed, "evaluation.select": select}
         if arm.key is not None:
             settings[arm.key] = value
         place = self.folder / "arms" / arm.name / (f"{str(arm.key).split('.')[-1]}-{value}" if arm.key else "")
@@ -178,10 +174,8 @@ class Study:
         total = self._count()
         left = (time.monotonic() - self._begun) / self._done * (total - self._done)
         time_left = f"; about {left / 60:.0f} min left" if total > self._done else ""
-        self.say(
-            f"[{self._done}/{total}] {task}: {best['label']} {self.compare.primary} {best['value']:.4f} held out, "
-            f"{seconds:.0f} s{time_left}"
-        )
+        value = "" if best["value"] is None else f" {best['metric']} {best['value']:.4f} held out,"
+        self.say(f"[{self._done}/{total}] {task}: {best['label']}{value} {seconds:.0f} s{time_left}")
 
     def ran(self) -> list[Ran]:
         """What was run, arm by arm."""
