@@ -24,9 +24,9 @@ PHASES = ("played", "pairs", "player")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one epoch takes: optimiser steps, tokens through the model, floating-point operations."""
+    """What one epoch takes: optimiser steps (passes are joined, so parts of one count), tokens, FLOPs."""
 
-    steps: int
+    steps: float
     tokens: int
     flops: int
 
@@ -65,14 +65,19 @@ def epochs_within(session: Session, folder: Path, iteration: int, once: Cost) ->
 
 def _kept(session: Session, path: Path, iteration: int, once: Cost) -> float:
     if path.exists():
-        return float(read_json(path)["epochs"])
-    epochs = _epochs(session, iteration, once)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps({"epochs": epochs}))
-    return epochs
+        epochs = float(read_json(path)["epochs"])
+    else:
+        epochs = _epochs(session, iteration, once)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({"epochs": epochs}))
+    least = 1 / once.steps
+    if epochs < least:
+        session.run.warn(f"the budget was used up before iteration {iteration} learnt, so it took one step only")
+    return max(epochs, least)
 
 
 def _epochs(session: Session, iteration: int, once: Cost) -> float:
+    """What the budget leaves for learning; 0 or less if nothing."""
     config, run = session.config.selfplay, session.run.folder
     budget = config.budget
     assert budget is not None
@@ -82,20 +87,16 @@ def _epochs(session: Session, iteration: int, once: Cost) -> float:
         whole = once.flops / _rate(run, iteration)
     else:
         whole = float({"steps": once.steps, "tokens": once.tokens, "flops": once.flops}[budget.unit])
-    epochs, least = left / whole, 1 / once.steps
-    if epochs < least:
-        session.run.warn(
-            f"the budget of {share:.4g} {budget.unit} was used up before iteration {iteration} learnt: it took one step"
-        )
-    return max(epochs, least)
+    return left / whole
 
 
 def _rate(run: Path, iteration: int) -> float:
     """FLOPs per second of what was learnt last in this run."""
     for phase in [*(run / str(t) / "player" for t in reversed(range(iteration))), run / "sft"]:
-        found = spent(phase)
-        if found["flops"] and found["seconds"]:
-            return float(found["flops"] / found["seconds"])
+        seconds = sum(event["seconds"] for event in read_lines(phase / METRICS) if event["event"] == "step")
+        flops = spent(phase)["flops"]
+        if flops and seconds:
+            return float(flops / seconds)
     raise RunError(
         "a budget in seconds needs a phase of learning to forecast from, and sft.epochs is 0; give it in flops, tokens "
         "or steps"

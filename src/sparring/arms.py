@@ -151,6 +151,14 @@ def _arm(one: ArmConfig, config: Config, compare: CompareConfig) -> Arm:
         if len(one.grid) != 1 or not all(one.grid.values()):
             raise ConfigError(f'arm "{one.name}": grid holds {dict(one.grid)}; give one key with a list of values')
         ((key, values),) = one.grid.items()
+    touched = [*settings, *one.settings, *([key] if key else [])]
+    apart = next(
+        (k for k in touched if k.startswith(("data.test", "evaluation.match", "compare")) or k == "seed"), None
+    )
+    if apart:
+        raise ConfigError(f'arm "{one.name}" changes {apart}; all arms are tested alike, so set it for the whole study')
+    if one.name == "sft" and one.grid:
+        raise ConfigError('arm "sft" has a grid, but all other arms start from it; give its settings one value each')
     label = known.label if name == one.name else one.name
     return Arm(
         one.name, label, one.what or known.what, {**settings, **one.settings}, key, values if key else [], known.matched
@@ -163,4 +171,4 @@ def learning_rates(config: Config, compare: CompareConfig) -> list[float]:
         return list(dict.fromkeys(compare.lr))
     play = config.selfplay.lr
     low, high = (play[0] if isinstance(play, list) else play), config.sft.lr
-    return [float(f"{value:.2g}") for value in dict.fromkeys((low, (low * high) ** 0.5, high))]
+    return list(dict.fromkeys((low, float(f"{(low * high) ** 0.5:.2g}"), high)))

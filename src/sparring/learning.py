@@ -85,9 +85,8 @@ def learn(
     budget = _budget(session, folder, pair_rows(rows[int(np.argmax(sizes))]))
     task = PairTask(session.ring.base, rows, config.selfplay, iteration, budget.tokens, pairs.facts["noise"])
     flops, (lengths, scored) = Flops.of(model), _trained_lengths(rows, range(len(rows)))
-    once = Cost(
-        math.ceil(len(rows) / config.selfplay.batch_size), sum(sizes), flops.training(lengths, scored, sum(sizes))
-    )
+    whole = flops.training(lengths, scored, sum(sizes), budget.checkpointing)
+    once = Cost(len(rows) / config.selfplay.batch_size, sum(sizes), whole)
     epochs = epochs_within(session, folder, iteration, once)
     steps = plan_steps(len(rows), config.selfplay.batch_size, epochs, session.seed("order", iteration))
     stopped = fit(
@@ -127,11 +126,8 @@ def go_on(
     longest = rows[int(np.argmax(lengths))]
     budget = _budget(session, folder, [(longest.prompt_ids, longest.real_ids)])
     task, flops = SFTTask(session.ring.base, rows, budget.tokens), Flops.of(model)
-    once = Cost(
-        math.ceil(len(rows) / config.batch_size),
-        sum(lengths),
-        flops.training(lengths, sum(real), checkpointing=budget.checkpointing),
-    )
+    whole = flops.training(lengths, sum(real), checkpointing=budget.checkpointing)
+    once = Cost(len(rows) / config.batch_size, sum(lengths), whole)
     epochs = epochs_within(session, folder, iteration, once)
     steps = plan_steps(len(rows), config.batch_size, epochs, session.seed("order", iteration))
     stopped = fit(

@@ -16,17 +16,15 @@ import numpy as np
 from sparring.allowance import spent, spent_on_play
 from sparring.arms import Arm
 from sparring.config import CompareConfig, Config
-from sparring.evaluation.metrics import METRICS, Metric, columns
+from sparring.evaluation.metrics import METRICS, columns
 from sparring.evaluation.paired import CLAIM, Difference, compare, holm, mcnemar, mean_interval
 from sparring.evaluation.verdicts import headline, judgement
 from sparring.files import read_json, write_atomic
-from sparring.folder import METRICS as METRICS_FILE
-from sparring.folder import read_lines
 from sparring.report.findings import warnings_of
 from sparring.report.records import read_run
 from sparring.report.study_page import write_study
+from sparring.testrows import Measured, Rows, check_alike, matrices, measured
 
-Rows = list[dict[str, Any]]
 DUELS = 200
 APART = 0.05  # share by which budgets may differ before it is said
 UNITS = ("steps", "tokens", "flops", "seconds")
@@ -38,32 +36,24 @@ class Ran:
 
     arm: Arm
     chosen: Any
-    validation: list[float]
+    validation: list[float | None]
     folders: list[Path]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """An arm's test rows by seed: of the players chosen, and of the last ones; facts of the whole sets."""
-
-    best: list[Rows]
-    last: list[Rows]
-    facts: list[dict[str, Any]]
 
 
 def bring_together(
     folder: Path, config: Config, asked: CompareConfig, ran: Sequence[Ran], history: list[dict[str, Any]], command: str
 ) -> None:
     """Write study.json, and from it the page, report.md and tables."""
-    measured = {one.arm.name: _measured(one.folders) for one in ran}
+    rows = {one.arm.name: measured(one.folders) for one in ran}
+    check_alike([folder for one in ran for folder in one.folders], [r for one in ran for r in rows[one.arm.name].best])
     differences = {
-        against: {one.arm.name: _differences(measured[one.arm.name], measured[against]) for one in ran}
+        against: {one.arm.name: _differences(rows[one.arm.name], rows[against]) for one in ran}
         for against in dict.fromkeys((asked.reference, "sft"))
     }
     adjusted = _family(asked, differences[asked.reference])
     labels = {one.arm.name: one.arm.label for one in ran}
     words = _Words(asked, labels, adjusted)
-    arms = [_arm(folder, words, one, measured, differences) for one in ran]
+    arms = [_arm(folder, words, one, rows, differences) for one in ran]
     lock = read_run(ran[0].folders[0]).lock
     content = {
         "name": config.name,
@@ -74,7 +64,7 @@ def bring_together(
         "target": asked.target,
         "reference": asked.reference,
         "smallest": asked.smallest,
-        "test_prompts": len(measured[asked.target].best[0]),
+        "test_prompts": len({row["prompt"] for row in rows[asked.target].best[0]}),
         "headline": words.headline(arms, differences[asked.reference]),
         "notes": _notes(asked, ran, history),
         "warnings": _warnings(asked, ran, arms),
@@ -85,36 +75,10 @@ def bring_together(
         "hardware": lock.get("hardware", {}),
         "metrics": {name: {"label": m.label, "unit": m.unit, "better": m.better} for name, m in METRICS.items()},
         "arms": arms,
-        "duels": _duels(asked, measured),
+        "duels": _duels(asked, rows),
     }
     write_atomic(folder / "study.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     write_study(folder)
-
-
-# ---------------------------------------------------------------- reading the runs
-
-
-def _measured(folders: Sequence[Path]) -> Measured:
-    best = [_rows(folder / "test" / "best.jsonl") for folder in folders]
-    last = [_rows(folder / "test" / "last.jsonl") or rows for folder, rows in zip(folders, best, strict=True)]
-    facts = []
-    for folder in folders:
-        events = [event for event in read_lines(folder / "test" / METRICS_FILE) if event["event"] == "test"]
-        facts.append(next((event for event in events if event["which"] == "best"), {}))
-    return Measured(best, last, facts)
-
-
-def _rows(path: Path) -> Rows:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def _matrices(metric: Metric, rows: Sequence[Rows]) -> tuple[Any, Any] | None:
-    """Numbers and weights, each [S, P]; None where a row has no number."""
-    found = [columns(metric, one) for one in rows]
-    if any(one is None for one in found):
-        return None
-    pairs = [one for one in found if one is not None]
-    return np.array([numbers for numbers, _ in pairs]), np.array([weights for _, weights in pairs])
 
 
 # ---------------------------------------------------------------- numbers
@@ -128,7 +92,7 @@ def _values(rows: Sequence[Rows], facts: Sequence[Mapping[str, Any]]) -> dict[st
             values = [fact.get(metric.key) for fact in facts]
             if values and all(isinstance(value, int | float) for value in values):
                 found[name] = {"mean": float(np.mean([float(v) for v in values if v is not None]))}
-        elif (both := _matrices(metric, rows)) is not None:
+        elif (both := matrices(metric, rows)) is not None:
             mean, low, high = mean_interval(*both)
             found[name] = {"mean": mean, "low": low, "high": high}
     return found
@@ -138,7 +102,7 @@ def _differences(mine: Measured, theirs: Measured) -> dict[str, Difference]:
     """Paired differences of every metric that both arms have a number for on every prompt."""
     found = {}
     for name, metric in METRICS.items():
-        a, b = _matrices(metric, mine.best), _matrices(metric, theirs.best)
+        a, b = matrices(metric, mine.best), matrices(metric, theirs.best)
         if a is not None and b is not None and metric.per != "set":
             found[name] = compare(a[0], b[0], a[1], better=metric.better)
     return found
@@ -156,8 +120,10 @@ def _family(asked: CompareConfig, found: Mapping[str, Mapping[str, Difference]])
 
 def _exact_match_p(mine: Measured, theirs: Measured) -> float | None:
     """McNemar's p for greedy exact match; None where it was not measured."""
-    a, b = (_matrices(METRICS["match_greedy"], one.best) for one in (mine, theirs))
-    return None if a is None or b is None else mcnemar(a[0], b[0])
+    a, b = (matrices(METRICS["match_greedy"], one.best) for one in (mine, theirs))
+    if a is None or b is None or (a[1] != 1).any():
+        return None
+    return mcnemar(a[0], b[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +235,10 @@ def _notes(asked: CompareConfig, ran: Sequence[Ran], history: list[dict[str, Any
         f"Every arm spends the same {unit} on self-play, or on what stands in its place, as {label} did with the same "
         "seed; judging is not counted.",
     ]
+    notes.append(
+        f"Only the comparisons of {METRICS[asked.primary].label} with the reference are corrected for their number; "
+        "all others are shown as they are, and among many some come out by chance."
+    )
     tried = [one.arm for one in ran if len(one.arm.values) > 1]
     if tried:
         seeds = asked.seeds[: asked.tune_seeds]
@@ -278,7 +248,7 @@ def _notes(asked: CompareConfig, ran: Sequence[Ran], history: list[dict[str, Any
         )
     if len(history) > 1:
         notes.append(
-            f"Seeds or arms were added {len(history) - 1} times after the first results had been seen; "
+            f"Seeds or arms were added {len(history) - 1} time{'s' * (len(history) > 2)} after results had been seen; "
             "the first time it was asked for "
             f"{', '.join(history[0]['arms'])} with seeds {', '.join(map(str, history[0]['seeds']))}."
         )
@@ -294,12 +264,13 @@ def _warnings(asked: CompareConfig, ran: Sequence[Ran], arms: Sequence[Mapping[s
     goal = spent[asked.target]
     for one in ran:
         if one.arm.matched and goal and abs(spent[one.arm.name] / goal - 1) > APART:
-            found.append(
-                f"{one.arm.label} spent {spent[one.arm.name] / goal:.0%} of the target's {asked.match}: an iteration "
-                "of one of them was stopped early, or a step cannot be cut"
-            )
+            why = "an iteration of one of them was stopped early, or a step cannot be cut"
+            if asked.match == "seconds":
+                why = "seconds are a forecast, or " + why
+            found.append(f"{one.arm.label} spent {spent[one.arm.name] / goal:.0%} of the target's {asked.match}: {why}")
     if len(asked.seeds) < CLAIM:
-        found.append(f"{len(asked.seeds)} seeds: a claim needs {CLAIM} or more")
+        few = "one seed" if len(asked.seeds) == 1 else f"{len(asked.seeds)} seeds"
+        found.append(f"{few}: a claim needs {CLAIM} or more")
     return found
 
 

@@ -11,20 +11,14 @@ is brought together: study.json, report.html, report.md, tables. Runs that are f
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from sparring.allowance import spent_on_play
@@ -32,32 +26,15 @@ from sparring.arms import Arm, chosen_arms
 from sparring.config import CompareConfig, Config
 from sparring.configfile import changed
 from sparring.errors import ConfigError, RunError
-from sparring.files import read_json, sweep, write_atomic
-from sparring.folder import differences
-from sparring.job import identify, run_folder, run_job
+from sparring.files import read_json
+from sparring.job import identify, run_folder
+from sparring.ledger import Asked, claim
 from sparring.machine import available_threads
 from sparring.studied import Ran, bring_together
+from sparring.workers import Done, Task, carry_out, last
 
 Say = Callable[[str], None]
 LABORATORY_TEST = 300  # prompts
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One run of a study: its arm, the value tried, the seed, and its config."""
-
-    arm: Arm
-    value: Any
-    seed: int
-    config: Config
-
-    @property
-    def folder(self) -> Path:
-        return run_folder(self.config)
-
-    def __str__(self) -> str:
-        tried = f" {str(self.arm.key).split('.')[-1]} {self.value:g}" if self.arm.key else ""
-        return f"{self.arm.label}{tried}, seed {self.seed}"
 
 
 class Study:
@@ -66,13 +43,21 @@ class Study:
     def __init__(self, config: Config, say: Say = print) -> None:
         self.compare = config.compare or CompareConfig()
         self.config, self.say = _with_test(config, self.compare), say
-        self.arms = chosen_arms(self.config, self.compare)
         self.folder = study_folder(config)
         self.chosen: dict[str, Any] = {}
+        self.failed: dict[Path, str] = {}
         self._done, self._begun = 0, time.monotonic()
-        for arm in self.arms:  # what is wrong with a setting is said before anything is trained
-            for value in arm.values or [None]:
-                self._config(arm, value, self.compare.seeds[0])
+        # every setting of every arm is looked at before anything is trained
+        self.arms = [self._checked(arm) for arm in chosen_arms(self.config, self.compare)]
+
+    def _checked(self, arm: Arm) -> Arm:
+        """The arm with its values as the config reads them; one that does not play is given no budget."""
+        made = [self._config(arm, value, self.compare.seeds[0]) for value in arm.values or [None]]
+        plays = all(config.selfplay.iterations > 0 for config in made)
+        if not plays and arm.key == "selfplay.lr":
+            return replace(arm, key=None, values=[], matched=False)
+        values = [reduce(getattr, arm.key.split("."), config) for config in made] if arm.key else []
+        return replace(arm, values=values, matched=arm.matched and plays)
 
     # ------------------------------------------------------------ runs
 
@@ -96,27 +81,43 @@ class Study:
     def _make(self, arms: Sequence[Arm]) -> None:
         """Tune some arms on the first seeds, then run them on the others with what was chosen."""
         tuning = self._tuning()
-        self._carry_out(
-            [self.task(arm, value, seed) for arm in arms for value in arm.values or [None] for seed in tuning]
+        trials = [self.task(arm, value, seed) for arm in arms for value in arm.values or [None] for seed in tuning]
+        carry_out(
+            [replace(trial, forgiving=len(trial.arm.values) > 1) for trial in trials], self.compare.jobs, self._tell
         )
         for arm in arms:
             self.chosen[arm.name] = self.choose(arm)
         rest = [seed for seed in self.compare.seeds if seed not in tuning]
-        self._carry_out([self.task(arm, self.chosen[arm.name], seed) for arm in arms for seed in rest])
+        left = [self.task(arm, self.chosen[arm.name], seed) for arm in arms for seed in rest]
+        carry_out(left, self.compare.jobs, self._tell)
 
     def choose(self, arm: Arm) -> Any:
         """The value of the arm's grid with the best mean on the held-out prompts of the tuning seeds."""
         if not arm.values:
             return None
         means = self.validation(arm)
-        best = max(means) if self.compare.primary == "match" else min(means)
+        known = [mean for mean in means if mean is not None]
+        if not known:
+            why = [
+                self.failed.get(self.task(arm, value, seed).folder) for value in arm.values for seed in self._tuning()
+            ]
+            raise RunError(
+                f"arm {arm.name}: learning broke down with every value of {arm.key} that was tried ({why[0]})"
+            )
+        best = max(known) if self.compare.primary == "match" else min(known)
         return arm.values[means.index(best)]
 
-    def validation(self, arm: Arm) -> list[float]:
-        """The primary metric on held-out prompts for each value of the grid, mean over the tuning seeds."""
-        tuning = self._tuning()
-        found = [[_best(self.task(arm, value, seed).folder) for seed in tuning] for value in arm.values]
-        return [sum(values) / len(values) for values in found]
+    def validation(self, arm: Arm) -> list[float | None]:
+        """The primary metric on held-out prompts for each value of the grid, mean over the tuning seeds.
+
+        None where learning broke down.
+        """
+        means: list[float | None] = []
+        for value in arm.values:
+            folders = [self.task(arm, value, seed).folder for seed in self._tuning()]
+            broken = any(folder in self.failed for folder in folders)
+            means.append(None if broken else sum(_best(folder) for folder in folders) / len(folders))
+        return means
 
     def task(self, arm: Arm, value: Any, seed: int) -> Task:
         """One run with its config; the budget is what the target spent with this seed."""
@@ -129,7 +130,8 @@ class Study:
             )
             budget = {"unit": self.compare.match, "amount": max(spent[self.compare.match], 1e-9)}
             config = changed(config, {"selfplay.budget": budget})
-        return Task(arm, value, seed, config)
+        begun = None if arm.name == "sft" else self.folder / "arms" / "sft" / f"seed-{seed}"
+        return Task(arm, value, seed, config, begun)
 
     def _config(self, arm: Arm, value: Any, seed: int) -> Config:
         thinks = arm.settings.get("evaluation.prompting.style") in ("chain_of_thought", "reflection")
@@ -137,45 +139,24 @@ class Study:
         settings = {**arm.settings, "compare": None, "track": [], "seed": seed, "evaluation.select": select}
         if arm.key is not None:
             settings[arm.key] = value
-        place = self.folder / "arms" / arm.name / (f"{str(arm.key).split('.')[-1]}-{value}" if arm.key else "")
+        place = self.folder / "arms" / arm.name
+        if arm.key:
+            place /= f"{last(arm.key)}-" + "".join(c if c.isalnum() or c in ".+-" else "_" for c in str(value))
         threads = self.config.threads or max(1, available_threads() // self.compare.jobs)
         return changed(self.config, {**settings, "runs": str(place), "name": f"seed-{seed}", "threads": threads})
 
-    def _carry_out(self, tasks: Sequence[Task]) -> None:
-        if self.compare.jobs == 1:
-            for task in tasks:
-                self._tell(task, *_run(task, self._start(task)))
-            return
-        spawn = multiprocessing.get_context("spawn")
-        jobs = min(self.compare.jobs, max(1, len(tasks)))
-        with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_end_with_parent) as pool:
-            running = {pool.submit(_run, task, self._start(task)): task for task in tasks}
-            try:
-                for future in as_completed(running):
-                    self._tell(running[future], *future.result())
-            except BaseException as error:
-                for worker in multiprocessing.active_children():  # else leaving waits for the runs in progress
-                    worker.terminate()
-                if isinstance(error, BrokenProcessPool):
-                    raise RunError(
-                        "one of the runs was killed, perhaps for want of memory; the same command goes on from here, "
-                        "and a lower compare.jobs needs less"
-                    ) from None
-                raise
-
-    def _start(self, task: Task) -> Path | None:
-        """The run whose θ_0 this one starts from, if it is made in the same way."""
-        start = self.folder / "arms" / "sft" / f"seed-{task.seed}"
-        return None if task.arm.name == "sft" else start
-
-    def _tell(self, task: Task, folder: Path, seconds: float) -> None:
+    def _tell(self, task: Task, done: Done) -> None:
         self._done += 1
-        best = read_json(folder / "best" / "best.json")
         total = self._count()
         left = (time.monotonic() - self._begun) / self._done * (total - self._done)
         time_left = f"; about {left / 60:.0f} min left" if total > self._done else ""
+        if done.failed:
+            self.failed[task.folder] = done.failed
+            self.say(f"[{self._done}/{total}] {task}: broke down, and is not chosen: {done.failed}{time_left}")
+            return
+        best = read_json(task.folder / "best" / "best.json")
         value = "" if best["value"] is None else f" {best['metric']} {best['value']:.4f} held out,"
-        self.say(f"[{self._done}/{total}] {task}: {best['label']}{value} {seconds:.0f} s{time_left}")
+        self.say(f"[{self._done}/{total}] {task}: {best['label']}{value} {done.seconds:.0f} s{time_left}")
 
     def ran(self) -> list[Ran]:
         """What was run, arm by arm."""
@@ -188,34 +169,13 @@ class Study:
 
     # ------------------------------------------------------------ the folder
 
-    def claim(self) -> list[dict[str, Any]]:
-        """Write study.lock.yaml, or check that the folder is this study's. Returns what was asked for so far, in order.
-
-        Seeds and arms may be added; what decides the verdict may not change once runs have been seen.
-        """
-        path = self.folder / "study.lock.yaml"
+    def claim(self) -> list[Asked]:
+        """The folder is this study's, or RunError. Returns what was asked for so far, in order."""
         compare = self.compare.model_dump(mode="json", exclude={"jobs", "arms", "seeds"})
-        same = json.loads(json.dumps({**identify(self.config).same, "compare": compare}))
-        same.pop("seed")
+        same = {**identify(self.config).same, "compare": compare}
+        del same["seed"]
         asked = {"arms": [arm.name for arm in self.arms], "seeds": list(self.compare.seeds)}
-        history: list[dict[str, Any]] = []
-        if path.exists():
-            sweep(self.folder)
-            kept = yaml.safe_load(path.read_text(encoding="utf-8"))
-            found = next(differences(same, kept["same"]), None)
-            if found:
-                raise RunError(
-                    f"{self.folder} was made with {found[0]}: {found[2]!r}, now it is {found[1]!r}; put it back, or "
-                    "start another study with name=..."
-                )
-            history = kept["asked"]
-        elif any(one.name != ".lock" for one in self.folder.iterdir()):
-            raise RunError(f"{self.folder} is not a study's folder; give the study another name")
-        if asked not in history:
-            history = [*history, asked]
-        content = {"same": same, "asked": history, "config": self.config.model_dump(mode="json")}
-        write_atomic(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-        return history
+        return claim(self.folder, same, asked, self.config.model_dump(mode="json"))
 
 
 def study_folder(config: Config) -> Path:
@@ -237,37 +197,6 @@ def _with_test(config: Config, compare: CompareConfig) -> Config:
 
 def _best(folder: Path) -> float:
     return float(read_json(folder / "best" / "best.json")["value"])
-
-
-def _end_with_parent() -> None:
-    """In a worker: end when the study does, however it does, and leave Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _finished(task: Task) -> bool:
-    """Whether a run was brought to its end with this very config; the study has seen to base and data."""
-    lock = task.folder / "run.lock.yaml"
-    if not (task.folder / "report.html").exists() or not lock.exists():
-        return False
-    kept: Any = yaml.safe_load(lock.read_text(encoding="utf-8"))["config"]
-    mine = json.loads(json.dumps(task.config.model_dump(mode="json")))
-    return all(kept.get(key) == value for key, value in mine.items() if key not in ("runs", "threads"))
-
-
-def _run(task: Task, start: Path | None) -> tuple[Path, float]:
-    begun = time.monotonic()
-    if _finished(task):
-        return task.folder, 0.0
-    folder = run_job(task.config, like=start, command=f"one run of sparring compare: {task}")
-    return folder, time.monotonic() - begun
 
 
 def run_study(config: Config, say: Say = print, command: str = "") -> Path:

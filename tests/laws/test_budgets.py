@@ -36,6 +36,18 @@ def test_an_arm_spends_what_the_target_spent(tmp_path: Path, target: Event, arm:
     assert any(found[other] != target[other] for other in others)
 
 
+@pytest.mark.parametrize("arm", ["opponent", "none"])
+def test_layers_computed_again_are_in_the_budget(tmp_path: Path, target: Event, arm: str) -> None:
+    settings = (f"selfplay.negatives={arm}", "optimiser.gradient_checkpointing=true")
+    found = played(tmp_path, *settings, f"selfplay.budget={{unit: flops, amount: {target['flops']}}}")
+    assert found["flops"] == pytest.approx(target["flops"], rel=0.03)
+
+
+def test_steps_are_met_where_examples_are_no_multiple_of_the_batch(tmp_path: Path) -> None:
+    settings = ("selfplay.negatives=none", "selfplay.batch_size=20", "selfplay.budget={unit: steps, amount: 14}")
+    assert played(tmp_path, *settings)["steps"] == 14
+
+
 def test_what_was_spent_is_what_the_phases_say(tmp_path: Path) -> None:
     with session(tmp_path, *SHORT) as opened:
         self_play(opened)

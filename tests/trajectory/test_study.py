@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,27 @@ def test_what_decides_may_not_change_afterwards(made: tuple[Path, str]) -> None:
     assert done.returncode != 0
     assert "compare.primary: 'nll', now it is 'exact_kl'" in done.stderr
     assert run(folder, "sft.lr=1e-3").returncode != 0
+    done = run(folder, arms=["sft", "continued", "spin-anchor"])
+    assert "arms may be added, not left out" in done.stderr
+    done = run(folder, seeds=[1, 0])
+    assert "seeds may be added behind them" in done.stderr
+
+
+def test_a_run_without_its_test_is_not_finished_whatever_report_was_written(
+    made: tuple[Path, str], tmp_path: Path
+) -> None:
+    shutil.copytree(made[0].parents[1], tmp_path / "w")
+    folder = tmp_path / "w" / "runs" / "study.compare"
+    shutil.rmtree(folder / "arms" / "spin-anchor" / "lr-0.0002" / "seed-1" / "test")
+    assert run(tmp_path / "w").returncode == 0
+    assert _but_seconds(facts(folder))["arms"] == _but_seconds(facts(made[0]))["arms"]
+
+
+def _but_seconds(found: dict[str, Any]) -> dict[str, Any]:
+    for arm in found["arms"]:
+        for one in [arm, *arm["runs"]]:
+            del one["budget"]["seconds"], one["whole"]["seconds"]
+    return found
 
 
 def test_killed_at_work_with_two_jobs_it_leaves_no_worker_and_goes_on(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def judgement(
 ) -> str:
     """Names[0] against names[1] in one sentence, and a second one if seeds or prompts are too few.
 
-    smallest     difference of this metric that matters; None: not declared
+    smallest     difference of this metric that matters, above 0; None: none was declared
     comparisons  that Holm's p corrects for; None: said as "all"
     """
     mine, theirs = names
@@ -96,9 +96,7 @@ def headline(
     size = f"{figures(metric, difference)}, {sample(difference)}"
     reasons = {
         "none": f"no difference seen in {metric.label}, at most {_at_most(difference)} ({size})",
-        "negligible": (
-            f"the difference in {metric.label} is of no practical size, less than {_short(smallest)} ({size})"
-        ),
+        "negligible": f"the difference in {metric.label} is of no practical size, below {_short(smallest)} ({size})",
         "uncertain": f"{_way(metric, difference)} in {metric.label}, but {_not_certain(holm_p, comparisons)} ({size})",
         "worse": f"it is worse in {metric.label} ({size})",
     }
@@ -135,7 +133,7 @@ def caveat(difference: Difference, smallest: float | None) -> str:
 
 
 def figures(metric: Metric, difference: Difference) -> str:
-    """ "−0.0210 [−0.0300, −0.0120] nats per token": mine − theirs with its interval and unit."""
+    """Mine − theirs with its interval and unit, as in "−0.0210 [−0.0300, −0.0120] nats per token"."""
     written = _fixed(difference.mean, sign=True)
     if difference.low is not None and difference.high is not None:
         written += f" [{_fixed(difference.low, sign=True)}, {_fixed(difference.high, sign=True)}]"
@@ -143,12 +141,13 @@ def figures(metric: Metric, difference: Difference) -> str:
 
 
 def sample(difference: Difference) -> str:
-    """ "3 seeds × 200 prompts"."""
+    """Seeds and prompts, as in 3 seeds × 200 prompts."""
     return f"{_count(difference.seeds, 'seed')} × {_count(difference.prompts, 'prompt')}"
 
 
 def _fixed(value: float, sign: bool = False) -> str:
-    written = f"{value:+.4f}" if sign else f"{value:.4f}"
+    digits = ".4f" if value == 0 or abs(value) >= 5e-5 else ".1e"  # what is not 0 is not shown as 0
+    written = f"{value:{'+' if sign else ''}{digits}}"
     if float(written) == 0:
         written = written.lstrip("+-")
     return written.replace("-", "−")
