@@ -64,7 +64,7 @@ def test_sentences() -> None:
 def test_the_larger_end_is_what_it_is_at_most() -> None:
     assert "at most 0.0200 with" in judgement(NLL, replace(NULL, low=-0.02), 1.0, 0.01, NAMES)
     nothing = replace(NULL, mean=-1e-9, low=-1e-9, high=0.0)
-    assert "at most 0.0000 with these 3 seeds × 200 prompts (0.0000 [0.0000, 0.0000] nats" in judgement(
+    assert "at most 1.0e−09 with these 3 seeds × 200 prompts (−1.0e−09 [−1.0e−09, 0.0000] nats" in judgement(
         NLL, nothing, 1.0, 0.01, NAMES
     )
 
