@@ -8,7 +8,7 @@ run: .venv/installed
 	$(BIN)/sparring run
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n auto
 
 check: .venv/installed
 	$(BIN)/ruff check .

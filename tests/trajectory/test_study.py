@@ -67,7 +67,6 @@ def test_the_folder_and_what_is_said(made: tuple[Path, str]) -> None:
         "continued",
         "stages",
         "spin-anchor",
-        "other-prompt",
         "cool",
     ]
     assert found["headline"] in said
