@@ -16,6 +16,7 @@ from sparring.errors import ConfigError, nearest
 
 Settings = Mapping[str, Any]
 _FOLDER = re.compile(r"\w[\w.-]*")
+APART = ("seed", "name", "runs", "threads")  # what a study sets for its runs
 TEMPERATURES = [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25]
 
 
@@ -146,23 +147,29 @@ def _arm(one: ArmConfig, config: Config, compare: CompareConfig) -> Arm:
         raise ConfigError(f'arm "{one.name}" is not a folder name; give letters, digits, -, _ and . only')
     known = known or Known(one.name, "", {})
     settings = known.settings(config) if callable(known.settings) else known.settings
+    own = dotted(one.settings)
     key, values = known.key, list(known.values) or learning_rates(config, compare)
     if one.grid:
         if len(one.grid) != 1 or not all(one.grid.values()):
             raise ConfigError(f'arm "{one.name}": grid holds {dict(one.grid)}; give one key with a list of values')
         ((key, values),) = one.grid.items()
-    touched = [*settings, *one.settings, *([key] if key else [])]
-    apart = next(
-        (k for k in touched if k.startswith(("data.test", "evaluation.match", "compare")) or k == "seed"), None
-    )
+    touched = [*settings, *own, *([key] if key else [])]
+    apart = next((k for k in touched if k.startswith(("data.test", "evaluation.match", "compare")) or k in APART), None)
     if apart:
         raise ConfigError(f'arm "{one.name}" changes {apart}; all arms are tested alike, so set it for the whole study')
     if one.name == "sft" and one.grid:
         raise ConfigError('arm "sft" has a grid, but all other arms start from it; give its settings one value each')
     label = known.label if name == one.name else one.name
-    return Arm(
-        one.name, label, one.what or known.what, {**settings, **one.settings}, key, values if key else [], known.matched
-    )
+    return Arm(one.name, label, one.what or known.what, {**settings, **own}, key, values if key else [], known.matched)
+
+
+def dotted(settings: Settings, above: str = "") -> dict[str, Any]:
+    """Settings with nested sections written out: `{selfplay: {beta: 1}}` is `{selfplay.beta: 1}`."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        inside = isinstance(value, dict) and f"{above}{key}" != "data.columns"
+        found |= dotted(value, f"{above}{key}.") if inside else {f"{above}{key}": value}
+    return found
 
 
 def learning_rates(config: Config, compare: CompareConfig) -> list[float]:

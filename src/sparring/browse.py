@@ -65,6 +65,9 @@ def find_run(which: str, folder: Path) -> Path:
     for place in (Path(which), folder / which):
         if (place / "run.lock.yaml").exists():
             return place
+    for place in (Path(which), folder / which, folder / f"{which}.compare"):
+        if (place / "study.lock.yaml").exists():
+            raise RunError(f"{place} is a study; give one of its runs, such as {place}/arms/sft/seed-0")
     known = [lock.parent.name for lock in locks]
     hint = nearest(which, known) if known else f"there is no run in {folder}"
     raise RunError(f'there is no run "{which}"; {hint}')

@@ -60,6 +60,11 @@ def run(
         return
     from sparring import console
     from sparring.job import run_job
+
+    if settings.compare is not None:
+        from sparring.study import Study
+
+        Study(settings)  # what is wrong with the comparison is said before the run
     from sparring.report.findings import verdict
 
     if _follows():
@@ -119,10 +124,15 @@ def runs(folder: RunsOption = "runs", as_json: JsonOption = False) -> None:
 
 @app.command()
 def report(which: RunArgument = "last", folder: RunsOption = "runs") -> None:
-    """Write a run's report again, and print its table."""
+    """Write the report of a run or a study again, and print its table."""
     from sparring.browse import find_run
     from sparring.report.page import write_report
+    from sparring.report.study_page import write_study
 
+    for place in (Path(which), Path(folder) / which, Path(folder) / f"{which}.compare"):
+        if (place / "study.json").exists():
+            _told(write_study(place).parent)
+            return
     found = find_run(which, Path(folder))
     _conclusion(found, write_report(found))
 
@@ -170,12 +180,17 @@ def _check(settings: Config, as_json: bool) -> None:
 
 
 def _compare(settings: Config) -> None:
+    from sparring.study import run_study
+
+    _told(run_study(settings, command=shlex.join(["sparring", *sys.argv[1:]])))
+
+
+def _told(folder: Path) -> None:
+    """A study's table and verdict, and where its page is."""
     from sparring.report.study import read_study
     from sparring.report.study_tables import brief_rows
-    from sparring.study import run_study
     from sparring.terminal import print_table
 
-    folder = run_study(settings, command=shlex.join(["sparring", *sys.argv[1:]]))
     study = read_study(folder)
     print()
     print_table(*brief_rows(study))

@@ -232,7 +232,7 @@ class CompareConfig(Section):
     target: str = Field("spin-anchor", description="the arm that sets the budget, and that the verdict is about")
     reference: str = Field("continued", description="the arm that it is compared with")
     match: Literal["seconds", "tokens", "flops", "steps"] = Field("flops", description="the budget made equal")
-    lr: list[PositiveFloat] | None = Field(
+    lr: Annotated[list[PositiveFloat], Field(min_length=1)] | None = Field(
         None, description="learning rates tried for every arm; default: 3 from selfplay.lr to sft.lr"
     )
     tune_seeds: PositiveInt = Field(

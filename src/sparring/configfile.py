@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -135,12 +135,18 @@ def _explain(error: Any) -> str:
     return f"{key}: found {found!r}, which {allowed}"
 
 
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, or may hold, or holds a list of."""
+    if isinstance(annotation, type):
+        return annotation if issubclass(annotation, BaseModel) else None
+    return next((found for part in get_args(annotation) if (found := _section(part))), None)
+
+
 def _nearest_key(location: list[str]) -> str:
     section: type[BaseModel] = Config
     for part in location[:-1]:
-        annotation = section.model_fields[part].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            section = annotation
+        field = section.model_fields.get(part)
+        section = (_section(field.annotation) if field else None) or section
     match = difflib.get_close_matches(location[-1], list(section.model_fields), n=1)
     if match:
         return f'did you mean "{".".join([*location[:-1], match[0]])}"?'

@@ -24,7 +24,7 @@ def claim(folder: Path, same: dict[str, Any], asked: Asked, config: dict[str, An
     """
     path, same = folder / "study.lock.yaml", json.loads(json.dumps(same))
     history: list[Asked] = []
-    if path.exists():
+    if path.exists() and any(folder.glob("arms/**/run.lock.yaml")):  # else nothing was begun
         sweep(folder)
         kept = yaml.safe_load(path.read_text(encoding="utf-8"))
         found = next(differences(same, kept["same"]), None)
@@ -35,7 +35,7 @@ def claim(folder: Path, same: dict[str, Any], asked: Asked, config: dict[str, An
             )
         history = kept["asked"]
         _only_more(folder, history[-1], asked)
-    elif any(one.name != ".lock" for one in folder.iterdir()):
+    elif any(one.name not in (".lock", path.name) for one in folder.iterdir()):
         raise RunError(f"{folder} is not a study's folder; give the study another name")
     if not history or not (folder / "study.json").exists():
         history = [*history[:-1], asked]  # nothing was seen of the last request

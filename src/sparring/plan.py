@@ -97,7 +97,8 @@ def _what(config: Config, base: Base, parameters: int, found: Found, estimate: d
     if config.compare is not None:
         asked = config.compare
         lines.append(
-            f"then: {len(chosen_arms(config, asked))} arms × {len(asked.seeds)} seeds at equal {asked.match}; "
+            f"then: {len(chosen_arms(config, asked))} arms × {len(asked.seeds)} seeds at equal {asked.match}, each run "
+            "of about the time estimated below; "
             f"{asked.target} against {asked.reference} in {asked.primary}, each arm's value tried on "
             f"{min(asked.tune_seeds, len(asked.seeds))} of the seeds"
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from sparring.allowance import spent, spent_on_play
 from sparring.arms import Arm
 from sparring.config import CompareConfig, Config
-from sparring.evaluation.metrics import METRICS, columns
+from sparring.evaluation.metrics import METRICS, Metric, columns
 from sparring.evaluation.paired import CLAIM, Difference, compare, holm, mcnemar, mean_interval
 from sparring.evaluation.verdicts import headline, judgement
 from sparring.files import read_json, write_atomic
@@ -104,7 +104,7 @@ def _differences(mine: Measured, theirs: Measured) -> dict[str, Difference]:
     for name, metric in METRICS.items():
         a, b = matrices(metric, mine.best), matrices(metric, theirs.best)
         if a is not None and b is not None and metric.per != "set":
-            found[name] = compare(a[0], b[0], a[1], better=metric.better)
+            found[name] = _bounded(compare(a[0], b[0], a[1], better=metric.better), metric)
     return found
 
 
@@ -116,6 +116,13 @@ def _family(asked: CompareConfig, found: Mapping[str, Mapping[str, Difference]])
         if name != asked.reference and p is not None:
             family[name] = p
     return holm(family)
+
+
+def _bounded(found: Difference, metric: Metric) -> Difference:
+    """Where no prompt showed any difference in a share, 3/P: what as many prompts can exclude (the rule of three)."""
+    if metric.unit != "share" or not found.mean == found.low == found.high == 0:
+        return found
+    return replace(found, low=-3 / found.prompts, high=3 / found.prompts)
 
 
 def _exact_match_p(mine: Measured, theirs: Measured) -> float | None:

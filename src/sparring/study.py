@@ -204,7 +204,10 @@ def run_study(config: Config, say: Say = print, command: str = "") -> Path:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("a comparison starts its own processes; run it without torchrun, with compare.jobs=N")
     study = Study(config, say)
-    study.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        study.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{study.folder} cannot be made ({error.strerror}); give another place with runs=...") from None
     try:
         with FileLock(str(study.folder / ".lock"), timeout=0):
             history = study.claim()

@@ -68,7 +68,11 @@ def carry_out(tasks: Sequence[Task], jobs: int, tell: Callable[[Task, Done], Non
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, max(1, len(tasks))), mp_context=spawn, initializer=_end_with_parent) as pool:
-        running = {pool.submit(_run, task): task for task in tasks}
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it: Ctrl-C is for the study
+        try:
+            running = {pool.submit(_run, task): task for task in tasks}
+        finally:
+            signal.signal(signal.SIGINT, before)
         try:
             for future in as_completed(running):
                 tell(running[future], future.result())
@@ -84,8 +88,7 @@ def carry_out(tasks: Sequence[Task], jobs: int, tell: Callable[[Task, Done], Non
 
 
 def _end_with_parent() -> None:
-    """In a worker: end when the study does, however it does, and leave Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a worker: end when the study does, however it does."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

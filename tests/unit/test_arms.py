@@ -78,6 +78,24 @@ def test_own_arms() -> None:
     assert (arm.key, arm.values, arm.label) == ("selfplay.beta", [0.1, 1.0], "four")
 
 
+def test_nested_settings_are_dotted_keys() -> None:
+    """And so they change one key, not a section, and cannot get round what all arms share."""
+    own = {"name": "x", "like": "spin", "settings": {"selfplay": {"beta": 1.0}, "method.r": 4}}
+    assert dict(arms(arms=[own])["x"].settings) == {"selfplay.anchor": 0.0, "selfplay.beta": 1.0, "method.r": 4}
+    for nested in ({"evaluation": {"match": "whole"}}, {"data": {"test_size": 3}}, {"name": "y"}):
+        with pytest.raises(ConfigError, match="tested alike"):
+            arms(arms=[{"name": "x", "settings": nested}])
+
+
+def test_wrong_keys_of_a_comparison() -> None:
+    with pytest.raises(ConfigError, match=r'did you mean "compare\.seeds"'):
+        build_config({"compare": {"sed": [1]}})
+    with pytest.raises(ConfigError, match="settings"):
+        build_config({"compare": {"arms": [{"name": "x", "setting": {}}]}})
+    with pytest.raises(ConfigError, match=r"compare\.lr"):
+        build_config({"compare": {"lr": []}})
+
+
 def test_target_reference_and_start_are_always_there() -> None:
     assert list(arms(arms=["spin"])) == ["spin", "sft", "spin-anchor", "continued"]
 

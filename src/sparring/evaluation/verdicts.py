@@ -70,7 +70,7 @@ def judgement(
         )
     else:
         said = f"{mine} is {found} than {theirs} in {metric.label} ({size}, {many})."
-    return f"{said} {caveat(difference, smallest)}".strip()
+    return f"{said} {caveat(difference, smallest, found)}".strip()
 
 
 def headline(
@@ -106,11 +106,11 @@ def headline(
         said = f"Whether {target} beats {reference} in {metric.label} is not known: no interval ({size})."
     else:
         said = f"{target} does not beat {reference}: {reasons[found]}."
-    return f"{said} {_best(metric, means, target)} {caveat(difference, smallest)}".strip()
+    return f"{said} {_best(metric, means, target)} {caveat(difference, smallest, found)}".strip()
 
 
-def caveat(difference: Difference, smallest: float | None) -> str:
-    """What would be needed where one seed or fewer than FEW prompts were measured; "" otherwise."""
+def caveat(difference: Difference, smallest: float | None, found: Outcome = "none") -> str:
+    """What one seed or fewer than FEW prompts leave open and, where no difference was found, what would be needed."""
     lacks = []
     if difference.seeds == 1:
         lacks.append("one seed does not say how much seeds differ")
@@ -123,6 +123,8 @@ def caveat(difference: Difference, smallest: float | None) -> str:
         seeds, prompts = needed(difference, smallest)
         purpose = f" to tell a difference of {_short(smallest)}"
     because = " and ".join(lacks)
+    if found in ("better", "worse", "higher", "lower") and difference.seeds > 1:
+        return f"{because[0].upper()}{because[1:]}."
     return (
         f"{because[0].upper()}{because[1:]}: at least {_count(seeds, 'seed')} × {_count(prompts, 'prompt')} would be "
         f"needed{purpose}."
@@ -178,6 +180,8 @@ def _not_certain(holm_p: float | None, comparisons: int | None) -> str:
 
 
 def _best(metric: Metric, means: Mapping[str, float], target: str) -> str:
+    if len(means) > 1 and len(set(means.values())) == 1:
+        return f"All {len(means)} arms have the same mean."
     best = (min if metric.better == "lower" else max)(means, key=means.__getitem__)
     word = "lowest" if metric.better == "lower" else "highest"
     figure = f"{_fixed(means[best])} {metric.unit}".rstrip()

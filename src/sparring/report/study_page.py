@@ -146,7 +146,8 @@ def _arms(study: Study) -> list[dict[str, str]]:
 def _matched(study: Study) -> str:
     name = {"flops": "FLOPs", "seconds": "time"}.get(study.match, study.match)
     rule = f"{name} were made equal to the target's; " if study.match else "It is not said which budget was matched; "
-    return f"{rule}the others are what it took. Generation is counted. Large: self-play; small: with fine-tuning."
+    said = "Generation is counted. First: self-play; then, in brackets: with fine-tuning."
+    return f"{rule}the others are what it took. {said}"
 
 
 def _course(study: Study) -> tuple[str, list[Plot]]:

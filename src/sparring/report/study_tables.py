@@ -180,7 +180,7 @@ def _signed(row: Row) -> str:
 
 def _spent(arm: Arm, key: str) -> Cell:
     own, whole = number(arm.budget, key), number(arm.whole, key)
-    return Cell(_WRITE[key](own), "" if whole is None else _WRITE[key](whole))
+    return Cell(_WRITE[key](own), "" if whole is None else f"({_WRITE[key](whole)})")
 
 
 def _mark(judged: Any) -> str:
