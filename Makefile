@@ -8,7 +8,7 @@ run: .venv/installed
 	$(BIN)/sparring run
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: .venv/installed
 	$(BIN)/ruff check .
