@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from benchmarks.settings import Settings
-from sparring.config import MethodConfig, ModelConfig
+from sparring.config import ModelConfig
 from sparring.data.pairs import Played, Rows, write_rows
+from sparring.methods.lora import LoRA
 from sparring.models.base import count_parameters, load_base, load_renderer
 from sparring.models.players import Player, Ring
 
@@ -52,7 +53,7 @@ def prepare(folder: Path, settings: Settings) -> dict[str, Any]:
     _tokenizer().save_pretrained(folder / "model")
     del model
     base = load_base(folder / "model", ModelConfig(), load_renderer(folder / "model", ModelConfig()))
-    ring = Ring(base, MethodConfig(), "model")
+    ring = Ring(base, LoRA(), "model")
     untrained = Player.untrained(base)
     ring.challenge(untrained, settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)

@@ -15,11 +15,12 @@ from torch import Tensor
 from benchmarks.material import END, own_memory, pair_tokens, rows_in_order
 from benchmarks.meter import Meter, matmul_rate, warm_up
 from benchmarks.settings import Settings
-from sparring.config import GenerationConfig, MethodConfig, ModelConfig, OptimiserConfig, SelfPlayConfig
+from sparring.config import GenerationConfig, ModelConfig, OptimiserConfig, SelfPlayConfig
 from sparring.data.collate import packed_tokens
 from sparring.data.pairs import Pair, Played, Rows, write_rows
 from sparring.generation import local
 from sparring.generation.sampling import stream_keys, uniforms
+from sparring.methods.lora import LoRA
 from sparring.models.base import load_base, load_renderer
 from sparring.models.flops import Flops
 from sparring.models.memory import choose_budget
@@ -36,7 +37,7 @@ def contest(folder: Path, settings: Settings, grouped: bool) -> dict[str, Any]:
     config = ModelConfig(dtype=settings.dtype)
     base = load_base(folder / "model", config, load_renderer(folder / "model", config))
     own_memory(base.model)
-    ring, start = Ring(base, MethodConfig(), "model"), Player.load(folder / "start")
+    ring, start = Ring(base, LoRA(), "model"), Player.load(folder / "start")
     warm_up(ring.challenge(start, settings.seed))
     meter = Meter(base.device)
     flops, tokens, losses = 0, pair_tokens(rows), []

@@ -28,9 +28,9 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from sparring.config import MethodConfig
 from sparring.data.collate import Row
 from sparring.data.messages import PLAIN, Renderer
+from sparring.methods.lora import LoRA
 from sparring.models.base import Base, quiet_dropout, wrap_base
 from sparring.models.players import Player, Ring
 
@@ -228,7 +228,11 @@ def base_of(
     tokenizer = byte_tokenizer() if tokenizer is None else tokenizer
     # Untrained models end an answer seldom; a vocabulary no larger than needed lets some of them end.
     config = quiet_dropout(config_of(name, tokenizer, **more))
-    return wrap_base(model_of(config, seed, dtype), renderer_of(tokenizer), f"{name}-{seed}")
+
+    def read() -> Any:
+        return model_of(config, seed, dtype)
+
+    return wrap_base(read(), renderer_of(tokenizer), f"{name}-{seed}", read)
 
 
 def save_base(folder: Path, name: str, tokenizer: Any, seed: int = 0, **more: Any) -> Path:
@@ -240,7 +244,7 @@ def save_base(folder: Path, name: str, tokenizer: Any, seed: int = 0, **more: An
 
 def ring_of(base: Base, r: int = 4, alpha: float = 8.0) -> Ring:
     """A ring on a base with small adapters on every linear layer."""
-    return Ring(base, MethodConfig(r=r, alpha=alpha), "base")
+    return Ring(base, LoRA(r=r, alpha=alpha), "base")
 
 
 def disturb(ring: Ring, seed: int = 1, scale: float = 0.1) -> None:

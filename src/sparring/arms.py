@@ -13,6 +13,7 @@ from typing import Any
 
 from sparring.config import ArmConfig, CompareConfig, Config
 from sparring.errors import ConfigError, nearest
+from sparring.methods import method_of
 
 Settings = Mapping[str, Any]
 _FOLDER = re.compile(r"\w[\w.-]*")
@@ -58,9 +59,11 @@ def _anchored(config: Config) -> Settings:
 
 def _of_rank(config: Config) -> Settings:
     """As many numbers as all of self-play's adapters together would have, at the same scale alpha/r."""
-    times = max(1, config.selfplay.iterations)
-    rank = {"method.r": times * config.method.r, "method.alpha": times * config.method.alpha}
-    return {**_GOES_ON, **rank}
+    wider = config.method.widened(max(1, config.selfplay.iterations))
+    if wider is None or config.start is not None:
+        why = "its size is that of `start`" if config.start is not None else f"method {config.method.name} has no size"
+        raise ConfigError(f'arm "rank" is an adapter of more parameters, but {why}; leave the arm out')
+    return {**_GOES_ON, **{f"method.{key}": value for key, value in wider.items()}}
 
 
 def _control(negatives: str) -> Callable[[Config], Settings]:
@@ -120,7 +123,7 @@ def chosen_arms(config: Config, compare: CompareConfig) -> list[Arm]:
 
     Raises ConfigError for an unknown arm, one that is named twice, or an empty grid.
     """
-    asked = list(STANDARD if compare.arms is None else compare.arms)
+    asked = list(_standard(config) if compare.arms is None else compare.arms)
     named = [one if isinstance(one, str) else one.name for one in asked]
     twice = next((name for name in named if named.count(name) > 1), None)
     if twice:
@@ -136,6 +139,13 @@ def chosen_arms(config: Config, compare: CompareConfig) -> list[Arm]:
     if compare.target == compare.reference:
         raise ConfigError(f'compare.target and compare.reference are both "{compare.target}"; give two arms')
     return arms
+
+
+def _standard(config: Config) -> list[str]:
+    """The standard arms that can be had with this config."""
+    sized = config.method.widened(2) is not None and config.start is None
+    able = {"rank": sized, "stages": method_of(config.method).holds("merge")}
+    return [name for name in STANDARD if able.get(name, True)]
 
 
 def _arm(one: ArmConfig, config: Config, compare: CompareConfig) -> Arm:

@@ -6,27 +6,19 @@ YAML) are numbers; sizes are checked. A key that may differ per iteration takes 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sparring.evaluation.extract import extractor
+from sparring.methods import METHODS, Settings, method_of
+from sparring.methods.lora import LoRA
+from sparring.section import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
 
 T = TypeVar("T")
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveInt = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
 
 # Keys of selfplay that take one value, or a list of one per iteration.
 PER_ITERATION = ("beta", "lr", "epochs", "anchor", "previous")
-
-
-class Section(BaseModel):
-    """A part of the config: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 class ModelConfig(Section):
@@ -76,16 +68,21 @@ class DataConfig(Section):
     bad_rows: Literal["error", "skip"] = "error"
 
 
-class MethodConfig(Section):
-    """How a player differs from the base."""
+def _method(value: Any) -> Any:
+    """`method: lora` is `method: {name: lora}`, and lora is what is meant if no name is given."""
+    if isinstance(value, str):
+        return {"name": value}
+    return {"name": "lora", **value} if isinstance(value, dict) else value
 
-    name: Literal["lora"] = "lora"
-    r: Annotated[int, Field(gt=0, le=4096)] = 16
-    alpha: PositiveFloat = 32.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="during SFT only: self-play needs the player to start equal to the opponent"
-    )
-    target_modules: str | list[str] = "all-linear"
+
+# How a player differs from the base: the section of one of the methods in the table, told apart by its name.
+if TYPE_CHECKING:
+    MethodConfig = Settings
+else:
+    MethodConfig = Annotated[
+        Annotated[Union[tuple(row.settings for row in METHODS.values())], Field(discriminator="name")],  # noqa: UP007
+        BeforeValidator(_method),
+    ]
 
 
 class SFTConfig(Section):
@@ -260,13 +257,27 @@ class Config(Section):
     track: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = Field(default_factory=list)
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
-    method: MethodConfig = Field(default_factory=MethodConfig)
+    start: str | None = Field(
+        None, description="θ_0: the folder of an adapter, made here or by PEFT, TRL or Unsloth; there is no SFT then"
+    )
+    method: MethodConfig = Field(default_factory=LoRA)
     sft: SFTConfig = Field(default_factory=SFTConfig)
     selfplay: SelfPlayConfig = Field(default_factory=SelfPlayConfig)
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
     optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     compare: CompareConfig | None = Field(None, description="arms that `sparring compare` trains beside self-play")
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> Config:
+        row, hold = method_of(self.method), self.selfplay.hold
+        if not row.holds(hold):
+            able = [way for way in ("continue", "merge", "stack") if row.holds(way)]
+            raise ValueError(
+                f'selfplay.hold "{hold}" is not for method {row.name}, whose players cannot be '
+                f"{'merged' if hold == 'merge' else 'stacked'} under another; give {' or '.join(able)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lists_fit(self) -> Config:
@@ -316,6 +327,7 @@ NEUTRAL = {
     "runs": True,
     "threads": True,
     "track": True,
+    "start": True,
     "model": {"base", "revision", "template"},
     "data": {"train", "eval", "test"},
     "evaluation": {"show": True, "prompting": {"rules"}},

@@ -12,7 +12,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sparring.config import PER_ITERATION, Config
-from sparring.errors import ConfigError
+from sparring.errors import ConfigError, nearest
+from sparring.methods import METHODS
+from sparring.methods.method import Method
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -90,6 +92,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         child = node.get(parent)
         if child is None:
             child = node[parent] = {}
+        if isinstance(child, str) and parents == ["method"]:
+            child = node[parent] = {"name": child}
         if not isinstance(child, dict):
             raise ConfigError(f'override "{override}": {parent} is not a section')
         node = child
@@ -119,7 +123,14 @@ def _explain(error: Any) -> str:
     location = [
         str(part) for part in error["loc"] if not re.match(r"(list|constrained|function|float|int)\b", str(part))
     ]
+    if error["type"] == "union_tag_invalid":
+        return f'method.name "{error["ctx"]["tag"]}" is not known; {nearest(str(error["ctx"]["tag"]), METHODS)}'
+    method = METHODS.get(location[1]) if len(location) > 1 and location[0] == "method" else None
+    if method is not None:  # pydantic says which method's settings these are
+        del location[1]
     key = ".".join(location)
+    if error["type"] == "extra_forbidden" and method is not None:
+        return f'key "{key}" is not known for method {method.name}; {_setting_of(method, location[-1])}'
     if error["type"] == "extra_forbidden":
         return f'key "{key}" is not known; {_nearest_key(location)}'
     if error["type"] == "value_error":
@@ -140,6 +151,16 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type):
         return annotation if issubclass(annotation, BaseModel) else None
     return next((found for part in get_args(annotation) if (found := _section(part))), None)
+
+
+def _setting_of(method: Method, key: str) -> str:
+    """The nearest setting of a method; else the methods that have one of this name."""
+    match = difflib.get_close_matches(key, list(method.settings.model_fields), n=1)
+    if match:
+        return f'did you mean "method.{match[0]}"?'
+    others = [name for name, row in METHODS.items() if key in row.settings.model_fields]
+    elsewhere = f"{key} is a setting of {', '.join(others)}; " if others else ""
+    return f"{elsewhere}known here: {', '.join(method.settings.model_fields)}"
 
 
 def _nearest_key(location: list[str]) -> str:

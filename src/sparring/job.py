@@ -27,6 +27,7 @@ from sparring.report.page import write_report
 from sparring.run import Event, Run
 from sparring.selfplay import self_play
 from sparring.session import Session
+from sparring.start import fingerprint_start, settled
 
 
 def quiet_libraries() -> None:
@@ -54,6 +55,7 @@ def open_session(config: Config, run: Run, command: str = "", like: Path | None 
             f"track names {missing[0]}, which is not installed; install it (pip install {missing[0]}), or leave it out"
         )
     found = identify(config)
+    config = found.config
     facts = {"command": command, **_facts(config, found, run.crew.size)}
     run.claim(config.model_dump(mode="json"), facts, found.same)
     if like is not None:
@@ -65,9 +67,11 @@ def open_session(config: Config, run: Run, command: str = "", like: Path | None 
 class Found:
     """What a config names, found and read.
 
-    same  what a run folder must have been made with to be gone on with
+    config  with the method of the adapter that it starts from
+    same    what a run folder must have been made with to be gone on with
     """
 
+    config: Config
     base_folder: Path
     renderer: Renderer
     loaded: Loaded
@@ -77,6 +81,7 @@ class Found:
 def identify(config: Config) -> Found:
     """Find the base and read the data of a config; loads no weights."""
     quiet_libraries()
+    config = settled(config)
     torch.set_num_threads(config.threads or max(1, available_threads() // local_size()))
     base_folder = find_base(config.model)
     renderer = load_renderer(base_folder, config.model)
@@ -92,7 +97,9 @@ def identify(config: Config) -> Found:
     }
     if config.evaluation.prompting.style == "rules":
         same["rules fingerprint"] = digest(read_rules(config.evaluation.prompting))
-    return Found(base_folder, renderer, loaded, same)
+    if config.start is not None:
+        same["start fingerprint"] = fingerprint_start(config)
+    return Found(config, base_folder, renderer, loaded, same)
 
 
 def run_job(

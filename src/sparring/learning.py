@@ -17,10 +17,12 @@ from sparring.data.pairs import Pair, Prompt, Rows
 from sparring.errors import LawBroken
 from sparring.evaluation.nll import mean_nll
 from sparring.files import read_json, write_atomic
+from sparring.models.adapters import fingerprint_tensors
+from sparring.models.adopt import adopt
 from sparring.models.base import Base
 from sparring.models.flops import Flops
 from sparring.models.memory import Budget, choose_budget
-from sparring.models.players import Player, fingerprint_tensors
+from sparring.models.players import Player
 from sparring.models.scoring import computed_tokens
 from sparring.run import CHECKPOINTS, Event, Phase
 from sparring.schedule import plan_steps
@@ -32,17 +34,17 @@ from sparring.trainer import fit
 
 
 def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
-    """theta_0: a fresh adapter trained on the real answers. With sft.epochs 0, the base itself."""
+    """theta_0: a fresh adapter trained on the real answers. With sft.epochs 0, the base itself; with `start`, that."""
     config, rows = session.config.sft, session.prompts(data, "train")
     hold = session.config.selfplay.hold
     start, base, optimiser = Player.untrained(session.ring.base, hold), session.ring.base, session.config.optimiser
     if not base.layout.packed:
         session.run.warn(f"answers cannot share their prompt's pass with this base: {base.layout.why}; it is slower so")
-    if config.epochs == 0:
+    if session.config.start is not None or config.epochs == 0:
         if session.crew.writes:
-            session.ring.save_untrained(folder, hold)
+            _given(session, folder)
         return {"stopped": None, "steps": 0, "tokens": 0, "flops": 0}
-    model = session.ring.challenge(start, session.seed("sft adapter"), session.config.method.dropout)
+    model = session.ring.challenge(start, session.seed("sft adapter"), session.config.method.sft_dropout)
     prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
     longest = rows[int(np.argmax(np.add(prompts, real)))]
     budget = _budget(session, folder, [(longest.prompt_ids, longest.real_ids)])
@@ -60,6 +62,15 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     lengths = [prompts[i] + real[i] - 1 for i in items]
     flops = Flops.of(model).training(lengths, sum(real[i] for i in items), checkpointing=budget.checkpointing)
     return {"stopped": None, "steps": len(steps), "tokens": sum(lengths), "flops": flops}
+
+
+def _given(session: Session, folder: Path) -> None:
+    """theta_0 without training: the player in `start`, or the base."""
+    hold, home = session.config.selfplay.hold, session.run.folder
+    if session.config.start is None:
+        session.ring.save_start(folder, hold, session.seed("sft adapter"), home, "sft")
+    else:
+        adopt(session.ring, Path(session.config.start).expanduser(), folder, hold, home, "sft")
 
 
 # ---------------------------------------------------------------- learning

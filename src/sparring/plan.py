@@ -40,6 +40,7 @@ class Plan:
 def plan(config: Config) -> Plan:
     """Read config, data and base, time a few passes, and say what the run will do. Raises as `run` would."""
     found = identify(config)
+    config = found.config
     folder, renderer, loaded = found.base_folder, found.renderer, found.loaded
     settings = read_config(folder, config.model)
     sides, counts = prepare(loaded, renderer, config.data, context_of(settings))
@@ -83,9 +84,8 @@ def _what(config: Config, base: Base, parameters: int, found: Found, estimate: d
         f"template  {template}; an answer ends with {ends}",
         f"data      {found.loaded.description}",
         f"layout    {_layout(base)}",
-        f"method    {config.method.name}, rank {config.method.r}: {estimate['trainable']:,} trained parameters",
-        f"1. SFT: {config.sft.epochs:g} epochs, {estimate['sft_steps']} steps of {config.sft.batch_size}, "
-        f"lr {config.sft.lr:g} → θ_0",
+        f"method    {config.method.summary}: {estimate['trainable']:,} trained parameters",
+        _first(config, estimate),
     ]
     for t in range(play.iterations):
         lines.append(
@@ -115,6 +115,14 @@ def _what(config: Config, base: Base, parameters: int, found: Found, estimate: d
     if play.loss == "correlation":
         lines.append("note: the correlation loss is unbounded below; only early stopping ends an iteration")
     return "\n".join(lines)
+
+
+def _first(config: Config, estimate: dict[str, Any]) -> str:
+    """How θ_0 comes about."""
+    if config.start is not None:
+        return f"1. no SFT: θ_0 is the player in {config.start}"
+    steps = f"{estimate['sft_steps']} steps of {config.sft.batch_size}"
+    return f"1. SFT: {config.sft.epochs:g} epochs, {steps}, lr {config.sft.lr:g} → θ_0"
 
 
 def _layout(base: Base) -> str:
@@ -184,7 +192,11 @@ def _estimate(config: Config, base: Base, train: list[Prompt], held_out: list[Pr
     ring = Ring(base, config.method, config.model.base)
     ring.challenge(Player.untrained(base), seed=0)
     trainable = sum(p.numel() for p in ring.trainable().values())
-    sft = plan_steps(len(train), config.sft.batch_size, config.sft.epochs, 0) if config.sft.epochs else []
+    sft = (
+        plan_steps(len(train), config.sft.batch_size, config.sft.epochs, 0)
+        if config.sft.epochs and config.start is None
+        else []
+    )
     pairs = [len(train) + (round(len(train) * at(play.previous, t)) if t else 0) for t in range(play.iterations)]
     steps = [len(plan_steps(count, play.batch_size, at(play.epochs, t), 0)) for t, count in enumerate(pairs)]
     mean = sum(len(p.prompt_ids) + len(p.real_ids) for p in train) / len(train)
@@ -204,7 +216,7 @@ def _estimate(config: Config, base: Base, train: list[Prompt], held_out: list[Pr
     learnt = sum(count * at(play.epochs, t) for t, count in enumerate(pairs)) * pair
     judged = (2 + play.iterations) * len(held_out) * config.evaluation.samples
     seconds = {
-        "SFT": len(train) * config.sft.epochs * mean * learn,
+        "SFT": len(train) * config.sft.epochs * mean * learn if sft else 0.0,
         "play": play.iterations * len(train) * play.samples * decode,
         "score": sum(pairs) * pair * look,
         "learn": learnt * learn,

@@ -93,11 +93,11 @@ def test_law_1_stops_a_run_with_wrong_opponent_logprobs(game: Game, first: Rows[
 def test_law_1_dropout_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sparring.models.players import Ring
 
-    require = Ring._require_grad
+    require = Ring._train
     with session(tmp_path, "method.dropout=0.3") as opened:
         played = Game(opened)
         pairs = played.score(played.start, played.play(played.start, 0), None, 0)
-        monkeypatch.setattr(Ring, "_require_grad", lambda self, name, dropout: require(self, name, 0.3))
+        monkeypatch.setattr(Ring, "_train", lambda self, name, dropout: require(self, name, 0.3))
         with pytest.raises(LawBroken, match="law 1"):
             played.learn(played.start, pairs, 0)
 

@@ -67,7 +67,7 @@ def rows(path: Path, *items: object) -> str:
         ("selfplay.beta=.nan", ["selfplay.beta", "finite"]),
         ("sft.batch_size=2.5", ["sft.batch_size", "2.5", "integer"]),
         ("selfplay.loss=logistik", ["selfplay.loss", "'logistik'", "'logistic'"]),
-        ("method.name=lorra", ["method.name", "'lorra'", "'lora'"]),
+        ("method.name=lorra", ["method.name", '"lorra"', 'did you mean "lora"?']),
         ("generation.top_p=1.5", ["generation.top_p", "less than or equal to 1"]),
         ("data.turns=second", ["data.turns", "'second'", "'last'"]),
         ("model=3", ["model", "3"]),

@@ -16,13 +16,14 @@ from tests.helpers import byte_tokenizer as tokenizer_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Lfm2Config, Llama4TextConfig, MambaConfig, OpenAIGPTConfig, RecurrentGemmaConfig
 
-from sparring.config import GenerationConfig, MethodConfig
+from sparring.config import GenerationConfig
 from sparring.data.pairs import Prompt
 from sparring.errors import ModelError
 from sparring.generation.base import Answer
 from sparring.generation.local import LocalGenerator
 from sparring.generation.play import sample
 from sparring.generation.sampling import Keys, choose, stream_keys, uniforms
+from sparring.methods.lora import LoRA
 from sparring.models.base import Base, wrap_base
 from sparring.models.players import Player, Ring
 from sparring.models.scoring import score
@@ -274,7 +275,7 @@ def test_states_that_lie_outside_the_cache(name: str) -> None:
 def test_the_head_is_not_copied_for_every_row(target: Any) -> None:
     """A head on a slice of hidden states is a batched product, which on a CPU copies bf16 weights once per row."""
     base = base_of("llama", dtype=torch.bfloat16)
-    ring = Ring(base, MethodConfig(r=2, alpha=4.0, target_modules=target), "base")
+    ring = Ring(base, LoRA(r=2, alpha=4.0, target_modules=target), "base")
     ring.challenge(Player.untrained(base), seed=0)
     ring.model.requires_grad_(False)
     hidden = torch.randn(8, 5, 32).to(torch.bfloat16)[:, -1:, :]

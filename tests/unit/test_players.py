@@ -21,8 +21,8 @@ from tests.helpers import (
     ring_of,
 )
 
-from sparring.config import MethodConfig
 from sparring.errors import ConfigError, LawBroken, ModelError
+from sparring.methods.lora import LoRA
 from sparring.models.base import Base
 from sparring.models.players import Player, Ring, fingerprint_tensors
 from sparring.models.scoring import score
@@ -206,14 +206,14 @@ def test_merged_for_playing_and_back_bit_for_bit(name: str, hold: str, kind: str
     ring.seat(players[-1], merged=True)
     ring.seat(Player.untrained(base))
     assert same_bytes(before, state_of(base))
-    assert not ring._pristine
+    assert not ring._folded._weights
 
 
 def test_only_weights_that_change_are_kept_twice(tmp_path: Path) -> None:
     base = base_of("llama")
-    ring = Ring(base, MethodConfig(r=2, alpha=4.0, target_modules=["q_proj"]), "base")
+    ring = Ring(base, LoRA(r=2, alpha=4.0, target_modules=["q_proj"]), "base")
     ring.seat(chain(ring, "stack", tmp_path)[-1], merged=True)
-    assert sorted(ring._pristine) == [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)]
+    assert sorted(ring._folded._weights) == [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)]
 
 
 # ---------------------------------------------------------------- files
@@ -256,7 +256,7 @@ def test_a_run_folder_can_be_moved(hold: str, tmp_path: Path) -> None:
 
 def test_the_untrained_player_is_a_folder_too(tmp_path: Path) -> None:
     ring = ring_of(base_of("llama"))
-    ring.save_untrained(tmp_path, "stack")
+    ring.save_start(tmp_path, "stack", 0, tmp_path.parent, tmp_path.name)
     assert Player.load(tmp_path) == Player.untrained(ring.base, "stack")
     with pytest.raises(ModelError, match="holds no player"):
         Player.load(tmp_path / "elsewhere")
@@ -391,11 +391,11 @@ def test_dropout_is_the_adapters_and_only_when_asked_for(tmp_path: Path) -> None
 
 def test_target_modules() -> None:
     base = base_of("llama")
-    ring = Ring(base, MethodConfig(r=2, target_modules=["q_proj", "v_proj"]), "base")
+    ring = Ring(base, LoRA(r=2, target_modules=["q_proj", "v_proj"]), "base")
     ring.challenge(Player.untrained(base), seed=0)
     assert len(ring.trainable()) == 2 * 2 * 2
     with pytest.raises(ConfigError, match=r"method\.target_modules \['c_attn'\] does not fit this base"):
-        Ring(base, MethodConfig(target_modules=["c_attn"]), "base").challenge(Player.untrained(base), seed=0)
+        Ring(base, LoRA(target_modules=["c_attn"]), "base").challenge(Player.untrained(base), seed=0)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -412,7 +412,7 @@ def test_a_shared_embedding_cannot_be_merged(module: str, tmp_path: Path) -> Non
     base = base_of("gpt2")
     assert base.model.get_input_embeddings().weight is base.model.get_output_embeddings().weight
     before = state_of(base)
-    ring = Ring(base, MethodConfig(r=2, alpha=4.0, target_modules=["c_attn", module]), "base")
+    ring = Ring(base, LoRA(r=2, alpha=4.0, target_modules=["c_attn", module]), "base")
     with pytest.raises(ConfigError, match=r"cannot be merged apart; leave them out, or set selfplay\.hold"):
         ring.challenge(Player.untrained(base, "merge"), seed=0)
     for hold in ("continue", "stack"):
@@ -426,6 +426,6 @@ def test_a_shared_embedding_cannot_be_merged(module: str, tmp_path: Path) -> Non
 
 def test_an_adapted_embedding_trains() -> None:
     base = base_of("llama")
-    ring = Ring(base, MethodConfig(r=2, target_modules=["q_proj", "embed_tokens"]), "base")
+    ring = Ring(base, LoRA(r=2, target_modules=["q_proj", "embed_tokens"]), "base")
     ring.challenge(Player.untrained(base, "merge"), seed=0)
     assert len([name for name in ring.trainable() if "embed_tokens" in name]) == 2

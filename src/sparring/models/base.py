@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Base:
 
     context  the most tokens that prompt and answer may have together
     layout   how it is called when answers are scored or trained on
+    reload   reads the same weights once more; None: they were not read from a folder
     """
 
     model: Any
@@ -54,6 +56,7 @@ class Base:
     device: torch.device
     dtype: torch.dtype
     layout: Layout
+    reload: Callable[[], Any] | None = None
 
     @property
     def pad_id(self) -> int:
@@ -179,24 +182,28 @@ def load_base(folder: Path, config: ModelConfig, renderer: Renderer) -> Base:
 
     device, dtype = choose_device(config)
     settings = read_config(folder, config)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=settings,
-            dtype=dtype,
-            trust_remote_code=config.trust_remote_code,
-            use_safetensors=True,
-        )
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"model.base {folder} cannot be loaded as a causal language model ({reason})") from error
+
+    def read() -> Any:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=settings,
+                dtype=dtype,
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=True,
+            )
+        except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"model.base {folder} cannot be loaded as a causal language model ({reason})") from error
+        return model.to(device)
+
     if device.type == "cuda":
         torch.cuda.set_device(device)  # libraries put on the current device what they make
-    return wrap_base(model.to(device), renderer, fingerprint_folder(folder))
+    return wrap_base(read(), renderer, fingerprint_folder(folder), read)
 
 
-def wrap_base(model: Any, renderer: Renderer, fingerprint: str) -> Base:
-    """Freeze a model that is already in memory."""
+def wrap_base(model: Any, renderer: Renderer, fingerprint: str, reload: Callable[[], Any] | None = None) -> Base:
+    """Freeze a model that is already in memory. reload: gives one with the same weights again."""
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     if len(renderer.tokenizer) > vocabulary:
         raise ModelError(
@@ -209,7 +216,8 @@ def wrap_base(model: Any, renderer: Renderer, fingerprint: str) -> Base:
     if head is not None:
         head.register_forward_pre_hook(_contiguous)
     weight, layout = model.get_input_embeddings().weight, choose_layout(model, vocabulary)
-    return Base(model, renderer, fingerprint, context_of(model.config), vocabulary, weight.device, weight.dtype, layout)
+    context = context_of(model.config)
+    return Base(model, renderer, fingerprint, context, vocabulary, weight.device, weight.dtype, layout, reload)
 
 
 def _contiguous(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -1,0 +1,143 @@
+"""Adapter folders: ordinary PEFT adapters, read from wherever they were made, written the same to the byte.
+
+PEFT's own `save_pretrained` puts sets in an order that changes from run to run, and the base's path into its
+README; so adapters are written here. They load with PEFT as usual.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sparring.errors import ModelError, nearest
+from sparring.files import read_json, write_atomic, written
+from sparring.methods import METHODS, Settings
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def fingerprint_tensors(tensors: dict[str, Tensor]) -> str:
+    """sha256 over names, shapes and bytes of tensors, by name."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().to("cpu").contiguous()
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file; ModelError if it is damaged or missing."""
+    try:
+        found: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"the adapter {path.parent} is damaged ({' '.join(str(error).split())}); remove the folder to make it again"
+        ) from error
+    return found
+
+
+def settings_of(folder: Path) -> Settings:
+    """The section `method` that an adapter folder was made with, as far as it says; ModelError if of no method."""
+    about = _about(folder)
+    for row in METHODS.values():
+        found = row.read(about)
+        if found is not None:
+            return row.settings.model_validate({"name": row.name, **found})
+    kind = str(about.get("peft_type"))
+    raise ModelError(
+        f"{folder} holds an adapter of type {kind}, which is not among the methods; {nearest(kind.lower(), METHODS)}"
+    )
+
+
+def read_adapter(folder: Path) -> tuple[Any, dict[str, Tensor]]:
+    """(PEFT config, tensors as PEFT names them) of an adapter folder."""
+    from peft import PeftConfig
+
+    about = _about(folder)
+    tensors = read_tensors(folder / WEIGHTS)
+    if about["peft_type"] in ("PROMPT_TUNING", "PREFIX_TUNING"):
+        from sparring.models.virtual import from_peft
+
+        found: tuple[Any, dict[str, Tensor]] = from_peft(about, tensors)
+        return found
+    if about["peft_type"] in ("HOULSBY", "PFEIFFER"):
+        import sparring.models.bottleneck  # noqa: F401  makes PEFT know the type
+    with quiet():
+        return PeftConfig.from_pretrained(str(folder)), tensors
+
+
+def write_adapter(folder: Path, config: Any, tensors: dict[str, Tensor], base_name: str) -> None:
+    """Write an adapter as PEFT reads it; the same adapter gives the same bytes."""
+    settings = config.to_dict()
+    if settings.get("num_virtual_tokens"):
+        from sparring.models.virtual import to_peft
+
+        settings, tensors = to_peft(config, tensors)
+    settings |= {"inference_mode": True, "base_model_name_or_path": base_name}
+    with written(folder / WEIGHTS) as file:
+        file.write(save(tensors, metadata={"format": "pt"}))
+    write_atomic(folder / CONFIG, json.dumps(_plain(settings), indent=2, sort_keys=True) + "\n")
+
+
+def attach(model: Any, name: str, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Put tensors into the adapter of that name. Raises ModelError where they are not this adapter's."""
+    from peft import set_peft_model_state_dict
+
+    try:
+        with quiet():
+            found = set_peft_model_state_dict(model, tensors, adapter_name=name)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:300]
+        raise ModelError(f"the adapter {folder} does not fit this base ({why}); give the base it belongs to") from error
+    strange = list(found.unexpected_keys) if found is not None else []
+    if strange:
+        raise ModelError(
+            f"the adapter {folder} holds {strange[0]}, which this base has no place for; give the base it belongs to"
+        )
+
+
+def tensors_of(model: Any, name: str) -> dict[str, Tensor]:
+    """An adapter's tensors, on the CPU, as PEFT names them in a file."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    return {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What adapter_config.json says."""
+    if not (folder / CONFIG).exists():
+        raise ModelError(f"{folder} holds no adapter ({CONFIG}); give the folder of one")
+    if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
+        raise ModelError(
+            f"{folder} has pickled weights (adapter_model.bin), which are not loaded; convert them to {WEIGHTS}"
+        )
+    try:
+        about: dict[str, Any] = read_json(folder / CONFIG)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{folder / CONFIG} cannot be read ({error}); give the folder of a whole adapter") from error
+    return about
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """A PEFT config as JSON with sets in order, so that the same adapter gives the same bytes."""
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """PEFT warns about what is done here on purpose (a second adapter on a wrapped model, tied heads)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

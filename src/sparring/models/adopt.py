@@ -1,0 +1,43 @@
+"""`start: path`: a player or an adapter made elsewhere as theta_0."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from sparring.errors import ModelError
+from sparring.files import read_json
+from sparring.models.adapters import CONFIG
+from sparring.models.adapters import WEIGHTS as ADAPTER
+from sparring.models.players import ABOUT, Player, Ring, sign
+from sparring.models.whole import WEIGHTS as WHOLE
+
+FILES = (CONFIG, ADAPTER, "config.json", WHOLE)
+
+
+def adopt(ring: Ring, given: Path, folder: Path, hold: str, run_folder: Path, name: str) -> None:
+    """Write the player in the folder `given` as theta_0 to `folder`, which will be renamed to run_folder/name.
+
+    given  a player of any run, or an adapter made by PEFT, TRL or Unsloth
+    Raises ModelError if it is of another base, or stands on adapters that `hold` cannot go on with.
+    """
+    if not (given / ABOUT).exists():
+        ring.adopt(given, folder, hold, run_folder, name)
+        return
+    player = Player.load(given)
+    count = len(player.adapters)
+    if count > 1 and player.hold != hold:
+        raise ModelError(
+            f"start {given} stands on {count} adapters (selfplay.hold {player.hold}), which hold {hold} cannot go on "
+            f"with; set selfplay.hold={player.hold}"
+        )
+    ring.seat(player)  # it must be of this base, and unchanged
+    prints = [read_json(step / ABOUT)["adapter"] for step in player.adapters]
+    homes = [run_folder / name / "under" / str(number) for number in range(count - 1)] + [run_folder / name]
+    for number, step in enumerate(player.adapters):
+        copy = folder if number == count - 1 else folder / "under" / str(number)
+        copy.mkdir(parents=True, exist_ok=True)
+        for file in FILES:
+            if (step / file).exists():
+                shutil.copyfile(step / file, copy / file)
+        sign(copy, ring.base, hold, tuple(homes[:number]), prints[: number + 1], homes[number])
