@@ -78,7 +78,11 @@ class Head:
         return torch.cat(parts)
 
     def _plain(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        return -F.cross_entropy(self.logits(hidden_ND), targets_N, reduction="none")
+        """Summed up in the same order as `_OnePass` does, so that a trained head begins at the frozen one's numbers."""
+        logits_NV = self.logits(hidden_ND)
+        most_N = logits_NV.detach().amax(-1)
+        chosen_N = logits_NV.gather(-1, targets_N.unsqueeze(-1)).squeeze(-1)
+        return chosen_N - most_N - (logits_NV - most_N.unsqueeze(-1)).exp().sum(-1).log()
 
 
 def tiles(count: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
