@@ -18,7 +18,6 @@ Shapes: B rows, T tokens, D the width of the base.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,12 +38,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 
-# Output projections, by the ends of their paths, and the numbered block that they belong to.
-ENDS = {
-    "attention": r"(self_attn|attn|attention|self_attention|linear_attn)\.(o_proj|out_proj|c_proj|dense|wo)",
-    "feed-forward": r"(mlp|ffn|feed_forward|mlp_block)\.(down_proj|c_proj|fc_out|dense_4h_to_h|w2|wo)|fc2",
+# Output projections, by the ends of their paths: what they are called, and in what.
+NAMES = {
+    "attention": ("o_proj", "out_proj", "c_proj", "dense", "wo"),
+    "feed-forward": ("down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2", "wo"),
 }
-OUTPUTS = {part: re.compile(rf"(?P<layer>.+\.\d+)\.(?:.+\.)?(?P<end>{end})") for part, end in ENDS.items()}
+OWNERS = {
+    "attention": ("self_attn", "attn", "attention", "self_attention", "linear_attn"),
+    "feed-forward": ("mlp", "ffn", "feed_forward", "mlp_block"),
+}
+
 PLACES = {"houlsby": ("attention", "feed-forward"), "pfeiffer": ("feed-forward",)}
 
 BASE = "__base__"  # PEFT's word, among `adapter_names`, for no adapter
@@ -119,17 +122,29 @@ def output_projections(model: nn.Module, kind: str) -> set[str]:
         raise ValueError(f"{name} is a mixture of experts, whose feed-forward part has no one output projection")
     ends = set()
     for part in PLACES[kind]:
-        found = [match for match in map(OUTPUTS[part].fullmatch, paths) if match]
-        layers = [match["layer"] for match in found]
+        found = [place for place in (_place(path, part) for path in paths) if place]
+        layers = [layer for layer, _ in found]
         stacks = {layer.rpartition(".")[0] for layer in layers}
         wanted = [f"{stack}.{child}" for stack in stacks for child, _ in model.get_submodule(stack).named_children()]
         if len(stacks) != 1 or sorted(layers) != sorted(wanted):
             raise ValueError(
-                f"{name} has not one {part} output projection in every layer ({len(found)} modules are named like "
-                f"{ENDS[part]}); target_modules may name the layers behind which the adapters belong"
+                f"{name} has not one {part} output projection in every layer (looked for {', '.join(NAMES[part])}); "
+                "target_modules may name the layers behind which the adapters belong"
             )
-        ends |= {match["end"] for match in found}
+        ends |= {end for _, end in found}
     return ends
+
+
+def _place(path: str, part: str) -> tuple[str, str] | None:
+    """(path of the numbered layer, end of the path) of an output projection; None for any other module."""
+    *above, name = path.split(".")
+    numbers = [index for index, step in enumerate(above) if step.isdigit()]
+    if name not in NAMES[part] or not numbers:
+        return None
+    layer = ".".join(above[: numbers[-1] + 1])
+    if numbers[-1] == len(above) - 1:  # straight in the layer, as OPT's fc2
+        return layer, name
+    return (layer, f"{above[-1]}.{name}") if above[-1] in OWNERS[part] else None
 
 
 @final
@@ -140,6 +155,12 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     """
 
     other_param_names = ("bottleneck_dropout", "activation")
+
+    # BaseTunerLayer's, for the type checker
+    active_adapters: list[str]
+    disable_adapters: bool
+    set_adapter: Callable[..., None]
+    _move_adapter_to_device_of_base_layer: Callable[[str], None]
 
     def __init__(self, base_layer: nn.Module, kind: str, size: int) -> None:
         super().__init__()
@@ -187,8 +208,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     def _adapted(self, hidden: Tensor, name: str) -> Tensor:
         if name not in self.activation:  # that adapter has other target_modules
             return hidden
-        down: Any
-        down, up = (getattr(self, key)[name] for key in self.adapter_layer_names)
+        layers: list[Any] = [getattr(self, key)[name] for key in self.adapter_layer_names]
+        down, up = layers
         inner: Tensor = self.bottleneck_dropout[name](hidden.to(down.weight.dtype))
         added: Tensor = up(ACTIVATIONS[self.activation[name]](down(inner)))
         return hidden + added.to(hidden.dtype)
