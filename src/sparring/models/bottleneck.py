@@ -5,10 +5,11 @@
 * Houlsby et al. 2019 (arXiv 1902.00751): after attention and after the feed-forward part of every layer.
 * Pfeiffer et al. 2021 (AdapterFusion, arXiv 2005.00247): after the feed-forward part only.
 
-Both come with biases, and without the layer norms that they train in BERT. Where a base normalises what a
-sublayer gives (Gemma 2 and 3), the adapter sits before that norm. `up` starts at exactly 0, so a fresh adapter
-is the identity, to the bit. Houlsby et al. start near it, both matrices with a deviation of 1e-2; with `up`
-at 0 a small `down` would only slow the start, so it gets 1/√d: its output is of h's own size at any width d.
+Both have biases. Both were made for BERT, which normalises after the residual sum; its layer norms are neither
+rebuilt around the adapter nor trained here. Where a base normalises what a sublayer gives (Gemma 2 and 3), the
+adapter sits before that norm. `up` starts at exactly 0, so a fresh adapter is the identity, to the bit. Houlsby
+et al. start near it, both matrices with a deviation of 1e-2; with `up` at 0 a small `down` would only slow the
+start, so its deviation is 1/√D: what it gives is then of h's own size at any width.
 
 A script that uses PEFT alone must `import sparring.models.bottleneck` before it loads such an adapter: else
 PEFT stops with KeyError: 'HOULSBY'. A nonlinear adapter cannot be merged into the base: merging raises ValueError.
@@ -31,12 +32,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]]
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh}
 
 # Output projections, by the ends of their paths: what they are called, and in what.
 NAMES = {
@@ -47,7 +44,6 @@ OWNERS = {
     "attention": ("self_attn", "attn", "attention", "self_attention", "linear_attn"),
     "feed-forward": ("mlp", "ffn", "feed_forward", "mlp_block"),
 }
-
 PLACES = {"houlsby": ("attention", "feed-forward"), "pfeiffer": ("feed-forward",)}
 
 BASE = "__base__"  # PEFT's word, among `adapter_names`, for no adapter
@@ -77,7 +73,7 @@ class BottleneckConfig(PeftConfig):
             self.target_modules = set(self.target_modules)
         if self.target_modules == "all-linear":
             raise ValueError(
-                "bottleneck adapters sit behind the output projections, not behind all-linear; leave target_modules out"
+                "bottleneck adapters sit behind output projections, not all-linear; leave target_modules out"
             )
         if self.activation not in ACTIVATIONS:
             raise ValueError(f'activation "{self.activation}" is not known; one of {", ".join(ACTIVATIONS)}')
