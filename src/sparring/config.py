@@ -127,6 +127,11 @@ class SelfPlayConfig(Section):
     hold: Literal["continue", "merge", "stack"] = Field(
         "continue", description="how theta_t is held: one adapter trained on, merged, or stacked frozen"
     )
+    keep: PositiveInt | None = Field(
+        None,
+        description="players whose weights stay on disk, counted from the last; θ_0 and the best so far always do; "
+        "default: all",
+    )
     stop_nll_rise: PositiveFloat | None = Field(0.02, description="stop an iteration when held-out NLL rose by this")
     stop_real_drop: PositiveFloat | None = Field(
         0.05, description="stop an iteration when the real log-prob per token fell by this"
@@ -276,6 +281,16 @@ class Config(Section):
             raise ValueError(
                 f'selfplay.hold "{hold}" is not for method {row.name}, whose players cannot be '
                 f"{'merged' if hold == 'merge' else 'stacked'} under another; give {' or '.join(able)}"
+            )
+        if self.optimiser.weight_decay and not row.decays:
+            raise ValueError(
+                f"optimiser.weight_decay {self.optimiser.weight_decay:g} is not for method {row.name}, half of which "
+                "must stay as it is; set it to 0"
+            )
+        if self.selfplay.keep is not None and hold != "continue":
+            raise ValueError(
+                f"selfplay.keep {self.selfplay.keep} drops players that later ones stand on with selfplay.hold {hold}; "
+                "leave keep out, or set hold to continue"
             )
         return self
 

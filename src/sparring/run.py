@@ -250,6 +250,17 @@ class Run:
         self.crew.barrier()
         wait_for(folder, self.crew.rank)
 
+    def forget(self, phase: Phase, name: str) -> None:
+        """Remove a large file of a finished phase for good; asked again, it is removed already."""
+        if not self.crew.writes:
+            return
+        marker = read_marker(phase.folder)
+        if marker["files"].pop(name, None) is not None:
+            marker["forgotten"] = sorted({*marker.get("forgotten", []), name})
+            write_atomic(phase.folder / MARKER, json.dumps(marker))
+        if name in marker.get("forgotten", []):
+            (phase.folder / name).unlink(missing_ok=True)
+
     # ------------------------------------------------------------ time and metrics
 
     def tick(self) -> None:

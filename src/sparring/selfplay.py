@@ -16,7 +16,7 @@ The `rules` are Algorithm 1's play, score_pairs and learn; a study's control arm
 from __future__ import annotations
 
 from sparring.controls import RULES
-from sparring.evaluation.choose import choose
+from sparring.evaluation.choose import choose, tidy
 from sparring.evaluation.examine import examine
 from sparring.evaluation.judge import judge
 from sparring.learning import fine_tune
@@ -46,6 +46,7 @@ def self_play(session: Session) -> Phase:
         judged.append(scores)
         players[str(t)] = player
         opponent, before = player, played  # the student becomes the opponent
+        tidy(session, judged, players)
 
     best = once("best", choose, *judged)
     if "test_examples" in data.facts:

@@ -33,6 +33,7 @@ from sparring.config import OptimiserConfig
 from sparring.crew import alone
 from sparring.errors import TrainingDiverged
 from sparring.files import digest, remove, written
+from sparring.models.loraplus import parameter_groups
 from sparring.models.players import Ring
 from sparring.run import CHECKPOINTS, Run
 from sparring.schedule import rate_factor
@@ -134,6 +135,7 @@ class Trainer(transformers.Trainer):
         )
         self.reason: str | None = None
         self.lr_scheduler: Any
+        self.optimizer: Any
         self._means: dict[str, float] = {}
         self._clock = time.monotonic()
         self._staging: str | None = None
@@ -141,6 +143,17 @@ class Trainer(transformers.Trainer):
     def get_train_dataloader(self) -> DataLoader[list[int]]:
         """One optimiser step per item, in the planned order."""
         return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_only)  # type: ignore[arg-type]
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """As transformers makes it; where a method has two learning rates, in two groups."""
+        ratio = self.ring.row.ratio(self.ring.method)
+        if self.optimizer is None and ratio != 1:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
+            groups = parameter_groups(self.ring.trainable(), self.args.learning_rate, ratio)
+            decay = {"weight_decay": self.args.weight_decay}
+            self.optimizer = kind([{**group, **decay} for group in groups], **settings)
+            return self.optimizer
+        return super().create_optimizer()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """The learning rate's course; unlike transformers' own, its first step is not at 0."""

@@ -12,9 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import base_of, disturb, make_player, random_rows
-from tests.parity.test_architectures import TOKENIZERS, check_run, settings
-from tests.plain import plain
 from transformers import AutoModelForCausalLM
 
 from sparring.config import GenerationConfig, SelfPlayConfig
@@ -31,12 +28,16 @@ from sparring.models.forward import Layout
 from sparring.models.players import Player, Ring
 from sparring.models.scoring import answer_logprobs, score
 from sparring.tasks import PairTask
+from tests.helpers import base_of, disturb, make_player, random_rows
+from tests.parity.test_architectures import TOKENIZERS, check_run, settings
+from tests.plain import plain
 
 SMALL: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("lora", "dora", "rslora", "loraplus", "pissa"), {"r": 4, "alpha": 8}),
-    **dict.fromkeys(("prompt", "prefix"), {"length": 3}),
-    **dict.fromkeys(("houlsby", "pfeiffer"), {"reduction": 4}),
+    **{name: {"r": 4, "alpha": 8} for name in ("lora", "dora", "rslora", "loraplus", "pissa")},
+    **{name: {"length": 3} for name in ("prompt", "prefix")},
+    **{name: {"reduction": 4} for name in ("houlsby", "pfeiffer")},
 }
+RATES = {"full": 1e-3, "pissa": 1e-3, "ia3": 0.1, "prompt": 0.1, "prefix": 0.1}
 BASES = ("llama", "qwen2", "gpt_neo")
 EVERY = [(method, base) for method in METHODS for base in BASES]
 every = pytest.mark.parametrize(("method", "name"), EVERY, ids=[f"{method}-{base}" for method, base in EVERY])
@@ -308,9 +309,8 @@ def test_a_whole_run_keeps_every_law(method: str, name: str, tmp_path: Path) -> 
     """SFT and two iterations through the real job, whose run-time laws stop it if one is broken."""
     tree = settings(name, tmp_path)
     tree["method"] = section(method)
-    slow = {"sft": {"lr": 1e-3}, "selfplay": {"lr": 1e-3}} if method in ("full", "pissa") else {}
-    for part, keys in slow.items():
-        tree[part] |= keys
+    for part in ("sft", "selfplay"):
+        tree[part] |= {"lr": RATES.get(method, 1e-2)}
     run = run_job(build_config(tree))
     check_run(run, 2, 1e-3)
 
@@ -320,7 +320,7 @@ def test_without_sft_the_start_is_a_player(method: str, tmp_path: Path) -> None:
     tree = settings("llama", tmp_path)
     tree["method"] = section(method)
     tree["sft"] |= {"epochs": 0}
-    tree["selfplay"] |= {"iterations": 1, "lr": 1e-3}
+    tree["selfplay"] |= {"iterations": 1, "lr": RATES.get(method, 1e-2)}
     run = run_job(build_config(tree))
     check_run(run, 1, 1e-3)
     assert bool(Player.load(run / "sft").adapters) != METHODS[method].starts_as_base
@@ -331,5 +331,27 @@ def test_the_table_is_of_rows_that_say_what_they_are() -> None:
         assert row.name == name
         assert row.what
         assert "arXiv" in row.source
-        assert len(row.lr) == 3 and list(row.lr) == sorted(row.lr)
+        assert len(row.lr) == 3
+        assert list(row.lr) == sorted(row.lr)
         assert row.settings.model_validate({"name": name}).summary.startswith(name)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_only_some_players_are_kept(method: str, tmp_path: Path) -> None:
+    """selfplay.keep: θ_0, the best and the last stay; a second call changes nothing, and the result is the same."""
+    tree = settings("llama", tmp_path)
+    tree["method"] = section(method)
+    tree["selfplay"] |= {"iterations": 4, "lr": 1e-3, "keep": 1}
+    run = run_job(build_config(tree))
+    best = json.loads((run / "best" / "best.json").read_text())["player"]
+    names = {f"{t}/player" for t in range(4)} | {"sft"}
+    kept = {name for name in names if list((run / name).glob("*.safetensors"))}
+    assert kept == {"sft", "3/player", "sft" if best == "sft" else f"{best}/player"}
+    with pytest.raises(ModelError, match=r"selfplay\.keep did not keep them"):
+        Player.load(run / sorted(names - kept)[0])
+    before = {path: path.read_bytes() for path in run.rglob("*.safetensors")}
+    assert run_job(build_config(tree)) == run
+    assert {path: path.read_bytes() for path in run.rglob("*.safetensors")} == before
+    every = run_job(build_config(tree | {"name": "every", "selfplay": {**tree["selfplay"], "keep": None}}))
+    for path, content in before.items():
+        assert (every / path.relative_to(run)).read_bytes() == content

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sparring.files import write_atomic
+from sparring.models.adapters import WEIGHTS as ADAPTER
+from sparring.models.whole import WEIGHTS as WHOLE
 from sparring.run import Event, Phase
 from sparring.session import Session
 
@@ -19,9 +22,8 @@ def choose(session: Session, folder: Path, *judged: Phase) -> Event:
     if not session.crew.writes:
         return {}
     metric = session.config.evaluation.select
-    values = {phase.name.removesuffix("-scores").removesuffix("/scores"): _value(phase, metric) for phase in judged}
-    extreme, words, pick = _WORDS[metric]
-    best = pick(values, key=lambda name: values[name]) if len(values) > 1 else next(iter(values))
+    values, best = _ranked(judged, metric)
+    extreme, words, _ = _WORDS[metric]
     last = list(values)[-1]
     label = label_of(best)
     if values[best] is None:
@@ -41,6 +43,23 @@ def choose(session: Session, folder: Path, *judged: Phase) -> Event:
     }
     write_atomic(folder / "best.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return {"player": best}
+
+
+def tidy(session: Session, judged: list[Phase], players: dict[str, Phase]) -> None:
+    """Remove the weights of players that `selfplay.keep` does not keep: not theta_0, not the best, not the last."""
+    keep = session.config.selfplay.keep
+    if keep is not None:
+        _, best = _ranked(judged, session.config.evaluation.select)
+        for name in list(players)[1:-keep]:
+            for weights in (ADAPTER, WHOLE) if name != best else ():
+                session.run.forget(players[name], weights)
+
+
+def _ranked(judged: Sequence[Phase], metric: str) -> tuple[dict[str, float | None], str]:
+    """(the metric by player, the best player)."""
+    values = {phase.name.removesuffix("-scores").removesuffix("/scores"): _value(phase, metric) for phase in judged}
+    _, _, pick = _WORDS[metric]
+    return values, pick(values, key=lambda name: values[name]) if len(values) > 1 else next(iter(values))
 
 
 def label_of(player: str) -> str:

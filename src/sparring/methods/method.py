@@ -55,6 +55,7 @@ class Method:
     merges          an adapter can be added to the base's weights
     packs           packed rows give the numbers of separate ones, where the base can be packed at all
     quantised       it can stand on a 4- or 8-bit base
+    decays          weight decay moves nothing that must stay
     gguf, vllm      how its players get there
     lr              fine-tuning learning rates worth trying on small models; self-play takes a tenth
     read            what adapter_config.json says → settings, if the adapter is of this method; else None
@@ -72,6 +73,7 @@ class Method:
     merges: bool = False
     packs: bool = True
     quantised: bool = True
+    decays: bool = True
     gguf: Home = "no"
     vllm: Home = "no"
     lr: tuple[float, ...] = (1e-4, 3e-4, 1e-3)

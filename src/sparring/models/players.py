@@ -22,6 +22,7 @@ from torch import Tensor
 from sparring.errors import ConfigError, LawBroken, ModelError
 from sparring.files import digest, read_json, write_atomic
 from sparring.methods import Settings, method_of
+from sparring.models.adapters import WEIGHTS as ADAPTER
 from sparring.models.adapters import attach, fingerprint_tensors, quiet, read_adapter, tensors_of, write_adapter
 from sparring.models.base import Base
 from sparring.models.merged import Folded
@@ -54,6 +55,12 @@ class Player:
             raise ModelError(f"{folder} holds no player ({ABOUT}); give a folder that a run made")
         about = read_json(folder / ABOUT)
         chain = tuple((folder / step).resolve() for step in about["chain"])
+        gone = next((step for step in chain if not any((step / name).exists() for name in (ADAPTER, WEIGHTS))), None)
+        if gone is not None:
+            raise ModelError(
+                f"{gone} holds no weights any more: selfplay.keep did not keep them, or they were removed; "
+                "take θ_0, the best or the last player"
+            )
         return Player(chain, about["hold"], about["fingerprint"])
 
 
