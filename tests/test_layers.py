@@ -39,6 +39,8 @@ ROWS = {
     "models": 0,
     "models.head": 1,
     "models.attention": 3,
+    "models.keys": 0,
+    "models.virtual": 1,
     "models.forward": 4,
     "models.layout": 5,
     "models.memory": 8,
