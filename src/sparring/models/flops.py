@@ -59,7 +59,7 @@ class Flops:
     def forward(self, lengths: Sequence[int], scored: int, tokens: int | None = None) -> int:
         """A forward pass over rows `[prompt | answer]` of these lengths with the head at `scored` positions.
 
-        tokens  how many the linear layers compute, virtual ones too, where prompts are shared; default: all of the rows'
+        tokens  how many the linear layers compute, virtual ones too, where prompts are shared; default: all of them
         """
         lengths = [length + self.virtual for length in lengths]
         tokens = sum(lengths) if tokens is None else tokens

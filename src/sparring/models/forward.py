@@ -77,7 +77,7 @@ def _called(model: Any, batch: Batch, layout: Layout) -> tuple[Head, Tensor]:
 
 
 def _places(batch: Batch) -> dict[str, Tensor]:
-    """Positions that are not 0, 1, 2 …, with a mask that hides nothing: else transformers takes them for packed rows."""
+    """Positions other than 0, 1, 2 …; with a mask that hides nothing, for without one transformers sees packed rows."""
     if batch.positions_BL is None:
         return {}
     return {"position_ids": batch.positions_BL, "attention_mask": torch.ones_like(batch.input_ids_BL)}

@@ -71,10 +71,12 @@ def find_keys(model: Any, ids: Sequence[int]) -> Keys:
             raise ValueError(_unknown(model))
         sites |= {f"{parent}.{child}": site for child, site in found.items()}
     width = held[0][0].numel()
-    slots = {}
+    slots: dict[int, Tensor] = {}
     for name, site in sites.items():
         made_TX = given[name].movedim(site.axis, 1)[0].flatten(1).float()
-        slots |= dict(zip(site.slots, made_TX[:, -width * len(site.slots) :].split(width, dim=1), strict=True))
+        slots |= dict(
+            zip(site.slots, made_TX[:, -width * len(site.slots) :].chunk(len(site.slots), dim=1), strict=True)
+        )
     return Keys(sites, torch.stack([slots[slot] for slot in range(2 * len(held))], dim=1), held[0][0].shape[0])
 
 

@@ -56,7 +56,7 @@ def split_rows(indices: Sequence[int], rows_of: Sequence[Sequence[Row]], base: B
 
 
 def computed_tokens(base: Base, rows: Sequence[Row]) -> int:
-    """How many tokens the linear layers compute for some rows: a shared prompt once, no padding counted, virtual ones."""
+    """How many tokens the linear layers compute for some rows: a shared prompt once, virtual ones, no padding."""
     rows = _prefaced(base, rows)
     if base.layout.packed:
         return packed_tokens(rows)

@@ -34,7 +34,7 @@ Kind = Literal["prompt", "prefix"]
 
 
 @dataclass
-class VirtualConfig(PeftConfig):  # type: ignore[misc]
+class VirtualConfig(PeftConfig):
     """n virtual tokens. What is of the base is filled in when they are put on it.
 
     kind      what of them is trained: prompt or prefix
@@ -72,7 +72,7 @@ class Seen:
 
 
 @final
-class VirtualEmbedding(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class VirtualEmbedding(nn.Module, BaseTunerLayer):
     """The base's embedding, and the trained matrix of each adapter: [n, D] of a prompt, [n, 2·N·W] of a prefix."""
 
     adapter_layer_names = (f"{NAME}_rows",)
@@ -89,7 +89,7 @@ class VirtualEmbedding(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     @property
     def adapter(self) -> str | None:
         """The name of the one that is active."""
-        active = () if self.disable_adapters else self.active_adapters
+        active: Any = [] if self.disable_adapters else self.active_adapters
         return next((name for name in active if name in self.kinds), None)
 
     @property
@@ -110,18 +110,19 @@ class VirtualEmbedding(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if name is None or not virtual_BT.any():
             embedded: Tensor = self.base_layer(ids_BT)
             return embedded
-        embedded_BTD = self.base_layer(ids_BT.masked_fill(virtual_BT, 0))
+        embedded_BTD: Tensor = self.base_layer(ids_BT.masked_fill(virtual_BT, 0))
         which_BT = (ids_BT - self.vocabulary).clamp(min=0)
         rows, (kind, layers) = self.sparring_virtual_rows[name], self.kinds[name]
         if kind == "prefix":  # layers put theirs in place of what they make of this token
             seen.virtual_BT, seen.which_BT = virtual_BT, which_BT
             seen.rows_nW = rows.unflatten(1, (2 * layers, -1)).unbind(1)
             return embedded_BTD.masked_fill(virtual_BT.unsqueeze(-1), 0)
-        return torch.where(virtual_BT.unsqueeze(-1), F.embedding(which_BT, rows).to(embedded_BTD.dtype), embedded_BTD)
+        trained_BTD = F.embedding(which_BT, rows).to(embedded_BTD.dtype)
+        return torch.where(virtual_BT.unsqueeze(-1), trained_BTD, embedded_BTD)
 
 
 @final
-class VirtualKeys(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class VirtualKeys(nn.Module, BaseTunerLayer):
     """A module that makes keys or values or both; at virtual places the trained ones stand instead."""
 
     def __init__(self, base_layer: Any, site: Site, seen: Seen) -> None:
@@ -151,7 +152,7 @@ class VirtualKeys(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
 
 @final
-class VirtualModel(BaseTuner):  # type: ignore[misc]
+class VirtualModel(BaseTuner):
     """A model with virtual tokens, as PEFT's tuners are: adapters by name, one of them active, the rest untouched."""
 
     prefix = f"{NAME}_"
@@ -293,5 +294,5 @@ def from_peft(settings: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Vir
     kinds: dict[Any, Kind] = {"PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
     if settings.get("peft_type") not in kinds or SAVED not in tensors:
         raise ValueError(f"{settings.get('peft_type')} holds no virtual tokens; PROMPT_TUNING and PREFIX_TUNING do")
-    known = {name: settings.get(name) for name in (*SHARED, *SIZES)}
+    known: dict[str, Any] = {name: settings.get(name) for name in (*SHARED, *SIZES)}
     return VirtualConfig(**known, kind=kinds[settings["peft_type"]]), {SAVED: tensors[SAVED]}
