@@ -180,15 +180,15 @@ def test_virtual_tokens_count_in_the_context_and_the_budget(kind: Kind) -> None:
 def test_data_leave_room_for_virtual_tokens() -> None:
     tokenizer = byte_tokenizer()
     chats = [Conversation((Message("user", "x" * size), Message("assistant", "yes")), "a", True) for size in (5, 40)]
-    loaded = Loaded(chats, chats, [], {}, "")
+    loaded = Loaded(chats, chats, {}, "", "", [])
     lengths = {}
     for virtual in (0, 30):
-        sides, counts = prepare(loaded, renderer_of(tokenizer), DataConfig(), 90, virtual=virtual)
+        sides, counts = prepare(loaded, renderer_of(tokenizer), DataConfig(), 80, virtual=virtual)
         lengths[virtual] = [len(row.prompt_ids) + len(row.real_ids) for row in sides["train"]]
         assert counts["train_examples"] == len(lengths[virtual])
-    assert max(lengths[0]) > 60 >= max(lengths[30])
-    with pytest.raises(DataError, match="90 tokens beside 30|60 tokens beside 30 virtual"):
-        prepare(loaded, renderer_of(tokenizer), DataConfig(max_length=80), 90, virtual=30)
+    assert max(lengths[0]) > 50 >= max(lengths[30])
+    with pytest.raises(DataError, match="context is 50 tokens beside 30 virtual ones; give at most 50"):
+        prepare(loaded, renderer_of(tokenizer), DataConfig(max_length=60), 80, virtual=30)
 
 
 # ---------------------------------------------------------------- the base
@@ -389,7 +389,7 @@ def test_a_prompt_starts_from_real_tokens() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt2", "gpt_neo"])
 def test_a_prefix_starts_from_what_the_base_makes_of_tokens(name: str) -> None:
-    """Values as in the cache of a plain pass, keys too where nothing is rotated; n tokens as often as keys have heads."""
+    """Values as in the cache of a plain pass, and keys where nothing is rotated; as many tokens as keys have heads."""
     base = base_of(name)
     ids = [7, 9, 11, 4]
     config = VirtualConfig(task_type="CAUSAL_LM", kind="prefix", num_virtual_tokens=4, init_ids=ids)

@@ -253,10 +253,16 @@ def virtual_tokens(model: Any) -> int:
     return embedding.count if isinstance(embedding, VirtualEmbedding) else 0
 
 
-def embedding_trains(model: Any) -> bool:
-    """Whether what the embedding gives needs a gradient: of virtual tokens whose embeddings are trained."""
+def no_gradients(model: Any) -> tuple[bool, bool]:
+    """Whether in the first layer (what the embedding gives, its queries) need no gradient, given a frozen embedding.
+
+    A prompt's embeddings are trained; a prefix trains the layer's keys, and queries that are made in one matrix with
+    keys are computed along with them. The second is of interest only where no linear layer is trained.
+    """
     embedding = model.get_input_embeddings()
-    return isinstance(embedding, VirtualEmbedding) and embedding.kind == "prompt"
+    kind = embedding.kind if isinstance(embedding, VirtualEmbedding) else None
+    apart = any(isinstance(module, VirtualKeys) and len(module.site.slots) == 1 for module in model.modules())
+    return kind != "prompt", kind == "prefix" and apart
 
 
 def placed(model: Any, ids_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor | None:
