@@ -61,7 +61,8 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     items = [item for step in steps for item in step]
     lengths = [prompts[i] + real[i] - 1 for i in items]
     flops = Flops.of(model).training(lengths, sum(real[i] for i in items), checkpointing=budget.checkpointing)
-    return {"stopped": None, "steps": len(steps), "tokens": sum(lengths), "flops": flops}
+    tokens = sum(lengths) + base.virtual * len(lengths)
+    return {"stopped": None, "steps": len(steps), "tokens": tokens, "flops": flops}
 
 
 def _given(session: Session, folder: Path) -> None:
@@ -138,7 +139,7 @@ def go_on(
     budget = _budget(session, folder, [(longest.prompt_ids, longest.real_ids)])
     task, flops = SFTTask(session.ring.base, rows, budget.tokens), Flops.of(model)
     whole = flops.training(lengths, sum(real), checkpointing=budget.checkpointing)
-    once = Cost(len(rows) / config.batch_size, sum(lengths), whole)
+    once = Cost(len(rows) / config.batch_size, sum(lengths) + flops.virtual * len(lengths), whole)
     epochs = epochs_within(session, folder, iteration, once)
     steps = plan_steps(len(rows), config.batch_size, epochs, session.seed("order", iteration))
     stopped = fit(
@@ -152,7 +153,8 @@ def go_on(
     done = max((event["step"] for event in session.run.events() if event["event"] == "step"), default=0)
     items = [item for step in steps[:done] for item in step]
     spent = flops.training([lengths[i] for i in items], sum(real[i] for i in items), checkpointing=budget.checkpointing)
-    return {"stopped": stopped, "steps": done, "tokens": sum(lengths[i] for i in items), "flops": spent}
+    tokens = sum(lengths[i] + flops.virtual for i in items)
+    return {"stopped": stopped, "steps": done, "tokens": tokens, "flops": spent}
 
 
 def _check_scored(session: Session, pairs: Phase) -> None:
@@ -169,7 +171,8 @@ def _sizes(base: Base, rows: Rows[Pair]) -> list[int]:
     prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
     found = []
     for prompt, answer, others in zip(prompts, real, rows.inner_lengths("synthetic_ids"), strict=True):
-        once = prompt if base.layout.packed else prompt * (1 + len(others))
+        asked = prompt + base.virtual
+        once = asked if base.layout.packed else asked * (1 + len(others))
         found.append(once + answer - 1 + sum(others) - len(others))
     return found
 

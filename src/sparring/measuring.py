@@ -128,6 +128,11 @@ def bench_run(
         opened = open_player(run, player)
         base, name, place = opened.ring.base, player_name(run, player), out or run / "bench"
         model = opened.ring.seat(opened.player)
+        if base.virtual:
+            raise InputError(
+                f"the player's {base.virtual} virtual tokens would be left out: lm-eval gives the model its own tokens "
+                "alone; measure a player of another method, or load the player's folder with PEFT"
+            )
     results = bench(model, base.renderer.tokenizer, wanted, context=base.context, **settings)
     content = {"player": name, "tasks": wanted, "limit": settings.get("limit"), "results": results}
     return save_results(place, name, content), content

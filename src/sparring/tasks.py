@@ -55,7 +55,8 @@ class SFTTask:
         scores = answer_logprobs(model, self.base, rows)
         nll = -scores.logprob_A.sum()
         total = float(scores.tokens_A.sum())
-        return nll, {"nll": (nll.item(), total), "tokens": (float(sum(len(p) + len(a) - 1 for p, a in rows)), 1.0)}
+        tokens = sum(self.base.virtual + len(prompt) + len(answer) - 1 for prompt, answer in rows)
+        return nll, {"nll": (nll.item(), total), "tokens": (float(tokens), 1.0)}
 
     def inspect(self, step: int, means: dict[str, float]) -> None:
         """Nothing can be wrong here that the trainer does not see."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from peft import get_peft_model
 from tests.plain import base_named, ids, player_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,6 +17,7 @@ from sparring.generation.local import LocalGenerator
 from sparring.generation.sampling import stream_keys
 from sparring.models.flops import Flops
 from sparring.models.scoring import answer_logprobs, computed_tokens
+from sparring.models.virtual import VirtualConfig
 
 SHARED = [(ids(40, 1), ids(24, 2)), (ids(40, 1), ids(24, 3)), (ids(40, 5), ids(24, 6)), (ids(40, 5), ids(24, 7))]
 SEPARATE = [(ids(40, k), ids(24, 9 + k)) for k in range(4)]
@@ -66,3 +68,27 @@ def test_decoding(name: str) -> None:
         answers = generator(prompts, stream_keys(0, 0, [1, 2, 3, 4], [0] * 4), 24)
     said = [len(answer.ids) for answer in answers]
     assert Flops.of(model).decoding([40] * 4, said) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+@pytest.mark.parametrize("rows", [SHARED, SEPARATE], ids=["shared", "separate"])
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neo", "qwen3"])
+def test_virtual_tokens(name: str, kind: str, rows: list[tuple[list[int], list[int]]]) -> None:
+    """They are in no row's length, but they are computed."""
+    base = base_named(name)
+    config = VirtualConfig(task_type="CAUSAL_LM", kind=kind, num_virtual_tokens=5)
+    model = get_peft_model(base.model, config)
+    lengths, scored = [len(prompt) + len(answer) - 1 for prompt, answer in rows], sum(len(a) for _, a in rows)
+    flops, tokens = Flops.of(model), computed_tokens(base, rows)
+    assert flops.virtual == Flops.of(base.model).virtual == 5
+    with torch.no_grad(), counted() as counter:
+        answer_logprobs(model, base, rows)
+    assert flops.forward(lengths, scored, tokens) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    with counted() as counter:
+        (-answer_logprobs(model, base, rows).logprob_A.sum()).backward()
+    assert flops.training(lengths, scored, tokens) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    generator = LocalGenerator(model.eval(), base, GenerationConfig())
+    with counted() as counter:
+        answers = generator([ids(40, k) for k in range(4)], stream_keys(0, 0, [1, 2, 3, 4], [0] * 4), 24)
+    said = [len(answer.ids) for answer in answers]
+    assert flops.decoding([40] * 4, said) == pytest.approx(counter.get_total_flops(), rel=0.02)

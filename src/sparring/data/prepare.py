@@ -12,14 +12,18 @@ from sparring.errors import DataError
 
 
 def prepare(
-    loaded: Loaded, renderer: Renderer, config: DataConfig, context: int
+    loaded: Loaded, renderer: Renderer, config: DataConfig, context: int, virtual: int = 0
 ) -> tuple[dict[str, list[Prompt]], dict[str, int]]:
-    """Examples by side (train, eval, and test if there is one), and counts. DataError when one is left empty."""
+    """Examples by side (train, eval, and test if there is one), and counts. DataError when one is left empty.
+
+    virtual  tokens that a player puts before every prompt; the context has to hold them too
+    """
+    context -= virtual
     length = min(config.max_length or context, context)
     if config.max_length and config.max_length > context:
         raise DataError(
-            f"data.max_length is {config.max_length}, but the model's context is {context} tokens; "
-            f"give at most {context}"
+            f"data.max_length is {config.max_length}, but the model's context is {context} tokens"
+            f"{f' beside {virtual} virtual ones' if virtual else ''}; give at most {context}"
         )
     sides: dict[str, list[Prompt]] = {}
     counts = {**loaded.counts}

@@ -24,6 +24,7 @@ from sparring.generation.base import Answer
 from sparring.generation.cache import Held, Numbers, cache_for
 from sparring.generation.sampling import Keys, draw, uniforms
 from sparring.models.base import Base
+from sparring.models.virtual import placed
 
 MOST_ROWS = 512  # decoding gains little from more rows at once
 
@@ -97,6 +98,8 @@ class LocalGenerator:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[list[int]], keys: Keys, max_new_tokens: int) -> list[Answer]:
         """One answer per prompt in the order given. A prompt and its answer never exceed the context."""
+        prelude = self.base.prelude
+        prompts = [prelude + prompt for prompt in prompts] if prelude else prompts
         book = _Book.blank(prompts, self._limits(prompts, max_new_tokens))
         ends = np.array(self.base.renderer.end_ids, dtype=np.int64)
         cache = cache_for(self.base.model.config)
@@ -168,9 +171,12 @@ class LocalGenerator:
             ids = torch.full((len(distinct), int(lengths.max())), self.base.pad_id, dtype=torch.long)
             for row, index in enumerate(distinct):
                 ids[row, : len(prompts[index]) - 1] = torch.tensor(prompts[index][:-1], dtype=torch.long)
+            ids = ids.to(self.base.device)
+            places = placed(self.base.model, ids)
             # Padding stands on the right, where causal attention never looks: no mask. No logits are wanted.
             self.model(
-                input_ids=ids.to(self.base.device),
+                input_ids=ids,
+                **({} if places is None else {"position_ids": places}),
                 past_key_values=prefix,
                 use_cache=True,
                 logits_to_keep=torch.zeros(0, dtype=torch.long, device=self.base.device),

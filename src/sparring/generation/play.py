@@ -95,11 +95,12 @@ def _facts(session: Session, played: Rows[Played], fingerprint: str) -> Event:
             prompts += [len(row.prompt_ids)] * len(row.synthetic_ids)
             lengths += [len(ids) for ids in row.synthetic_ids]
             cut += row.finish.count("length")
+    flops = Flops.of(session.ring.base.model)
     return {
         "opponent": fingerprint,
         "answers": len(lengths),
         "cut": cut,
-        "tokens": sum(prompts) + sum(lengths),
+        "tokens": sum(prompts) + sum(lengths) + flops.virtual * len(prompts),
         "sampled": sum(lengths),
-        "flops": Flops.of(session.ring.base.model).decoding(prompts, lengths),
+        "flops": flops.decoding(prompts, lengths),
     }

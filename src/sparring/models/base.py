@@ -21,6 +21,7 @@ from sparring.errors import ModelError
 from sparring.machine import fast_bf16
 from sparring.models.forward import Layout
 from sparring.models.layout import choose_layout
+from sparring.models.virtual import virtual_tokens
 
 # Dropout rates, by the names that transformers' configs give them. All are set to 0: the self-play
 # loss needs the player to give the opponent's very log-probs at the first step (law 1).
@@ -64,6 +65,16 @@ class Base:
         tokenizer = self.renderer.tokenizer
         pad = tokenizer.pad_token_id
         return int(tokenizer.eos_token_id if pad is None else pad)
+
+    @property
+    def virtual(self) -> int:
+        """How many virtual tokens the player that is seated has (models/virtual.py); 0 for most methods."""
+        return virtual_tokens(self.model)
+
+    @property
+    def prelude(self) -> list[int]:
+        """The ids that stand before every prompt of the player that is seated: of its virtual tokens."""
+        return list(range(self.vocabulary, self.vocabulary + self.virtual))
 
     def at(self, temperature: float) -> Base:
         """The same base, whose players are scored with their final logits divided by a temperature above 0."""

@@ -14,6 +14,8 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from sparring.models.virtual import no_gradients, virtual_tokens
+
 # What the embedding feeds in the first layer, by the names that architectures give it (GPT-NeoX feeds its MLP too).
 _FIRST = re.compile(r"\b(layers|h)\.0\..*\b(q_proj|k_proj|v_proj|qkv_proj|query_key_value|c_attn|dense_h_to_4h)\b")
 
@@ -22,7 +24,9 @@ _FIRST = re.compile(r"\b(layers|h)\.0\..*\b(q_proj|k_proj|v_proj|qkv_proj|query_
 class Flops:
     """Sizes of a model: weights of frozen and of trained matrices, of the head, and of attention.
 
-    first  weights fed by the frozen embedding: nothing needs the gradient of their input
+    first    weights fed by the frozen embedding: nothing needs the gradient of their input
+    virtual  tokens before every prompt, which lengths do not count
+    queries  width of attention whose queries need no gradient
     """
 
     frozen: int
@@ -30,6 +34,8 @@ class Flops:
     head: int
     attention: int
     first: int = 0
+    virtual: int = 0
+    queries: int = 0
 
     @staticmethod
     def of(model: Any) -> Flops:
@@ -49,13 +55,17 @@ class Flops:
         width = text.num_attention_heads * (
             getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         )
-        return Flops(frozen, trained, head.weight.numel(), text.num_hidden_layers * width, first)
+        inputs, asked = no_gradients(model)
+        first, queries = first if inputs else 0, width if asked else 0
+        layers = text.num_hidden_layers
+        return Flops(frozen, trained, head.weight.numel(), layers * width, first, virtual_tokens(model), queries)
 
     def forward(self, lengths: Sequence[int], scored: int, tokens: int | None = None) -> int:
         """A forward pass over rows `[prompt | answer]` of these lengths with the head at `scored` positions.
 
-        tokens  how many the linear layers compute, where prompts are shared; default: all of the rows'
+        tokens  how many the linear layers compute, virtual ones too, where prompts are shared; default: all of them
         """
+        lengths = [length + self.virtual for length in lengths]
         tokens = sum(lengths) if tokens is None else tokens
         pairs = sum(length * length for length in lengths)
         return 2 * (self.frozen + self.trained) * tokens + 2 * self.head * scored + 4 * self.attention * pairs
@@ -67,15 +77,18 @@ class Flops:
 
         checkpointing  layers are computed again in the backward pass
         """
+        lengths = [length + self.virtual for length in lengths]
         tokens = sum(lengths) if tokens is None else tokens
         pairs = sum(length * length for length in lengths)
-        first = 0 if checkpointing else self.first  # with it, transformers lets the embedding's output need a gradient
+        # with it, transformers lets the embedding's output need a gradient
+        first, queries = (0, 0) if checkpointing else (self.first, self.queries)
         linear = (4 * self.frozen + 6 * self.trained - 2 * first) * tokens
         again = (2 * (self.frozen + self.trained) * tokens + 4 * self.attention * pairs) if checkpointing else 0
-        return linear + again + 4 * self.head * scored + 12 * self.attention * pairs
+        return linear + again + 4 * self.head * scored + (12 * self.attention - 2 * queries) * pairs
 
     def decoding(self, prompts: Sequence[int], answers: Sequence[int]) -> int:
         """Prefill and, with a cache, one pass per sampled token but the last, which nothing follows."""
+        prompts = [length + self.virtual for length in prompts]
         tokens = sum(prompts) + sum(answers) - len(answers)
         pairs = sum(p * p + (a - 1) * p + a * (a - 1) // 2 for p, a in zip(prompts, answers, strict=True))
         return 2 * (self.frozen + self.trained) * tokens + 2 * self.head * sum(answers) + 4 * self.attention * pairs

@@ -71,7 +71,7 @@ def choose_budget(model: Any, base: Base, longest: Sequence[Row], most: int, che
 
 
 def _short(base: Base) -> list[Row]:
-    ids = [base.pad_id] * min(SHORT, base.context // 2)
+    ids = [base.pad_id] * min(SHORT, (base.context - base.virtual) // 2)
     return [(ids, ids)]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from sparring.data.collate import Batch, Row, collate, micro_batches, packed_tokens
 from sparring.models.base import Base
 from sparring.models.forward import token_confidences, token_logprobs, token_surprises
+from sparring.models.virtual import placed
 
 # Tokens scored at once on a CPU: more does not make it faster, and takes memory.
 CPU_TOKENS = 2048
@@ -39,16 +40,24 @@ def answer_logprobs(model: Any, base: Base, rows: Sequence[Row]) -> Scores:
 
 
 def _collate(base: Base, rows: Sequence[Row]) -> Batch:
-    return collate(rows, base.pad_id, base.device, base.layout.packed, base.layout.flash)
+    """Rows as the seated player is called with them: its virtual tokens before every prompt."""
+    batch = collate(_prefaced(base, rows), base.pad_id, base.device, base.layout.packed, base.layout.flash)
+    return replace(batch, positions_BL=placed(base.model, batch.input_ids_BL, batch.positions_BL))
+
+
+def _prefaced(base: Base, rows: Sequence[Row]) -> Sequence[Row]:
+    prelude = base.prelude
+    return [(prelude + prompt, answer) for prompt, answer in rows] if prelude else rows
 
 
 def split_rows(indices: Sequence[int], rows_of: Sequence[Sequence[Row]], base: Base, tokens: int) -> list[list[int]]:
     """Micro-batches of items within the token budget."""
-    return micro_batches(indices, rows_of, tokens, base.layout.packed)
+    return micro_batches(indices, [_prefaced(base, rows) for rows in rows_of], tokens, base.layout.packed)
 
 
 def computed_tokens(base: Base, rows: Sequence[Row]) -> int:
-    """How many tokens the linear layers compute for some rows: a shared prompt once, no padding counted."""
+    """How many tokens the linear layers compute for some rows: a shared prompt once, virtual ones, no padding."""
+    rows = _prefaced(base, rows)
     if base.layout.packed:
         return packed_tokens(rows)
     return sum(len(prompt) + len(answer) - 1 for prompt, answer in rows)
@@ -59,7 +68,7 @@ def score(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> list[floa
     """Summed log-prob of each row's answer in nats, in the order given, under the seated player."""
     result = [0.0] * len(rows)
     tokens = min(tokens, CPU_TOKENS) if base.device.type == "cpu" else tokens
-    for chunk in _chunks(_neighbours(rows, tokens), 1024):
+    for chunk in _chunks(_neighbours(rows, tokens, base.virtual), 1024):
         items = list(range(len(chunk)))
         for chosen in split_rows(items, [[rows[i] for i in item] for item in chunk], base, tokens):
             indices = [i for item in chosen for i in chunk[item]]
@@ -69,8 +78,11 @@ def score(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> list[floa
     return result
 
 
-def _neighbours(rows: Sequence[Row], tokens: int) -> list[list[int]]:
-    """Row numbers, those of neighbours with the same prompt together as far as the budget goes."""
+def _neighbours(rows: Sequence[Row], tokens: int, virtual: int) -> list[list[int]]:
+    """Row numbers, those of neighbours with the same prompt together as far as the budget goes.
+
+    virtual  tokens before every prompt
+    """
     items: list[list[int]] = []
     used = 0
     for index, (prompt, answer) in enumerate(rows):
@@ -79,7 +91,7 @@ def _neighbours(rows: Sequence[Row], tokens: int) -> list[list[int]]:
             items[-1].append(index)
         else:
             items.append([index])
-            used = len(prompt) + len(answer)
+            used = virtual + len(prompt) + len(answer)
     return items
 
 
@@ -132,7 +144,7 @@ def calibration(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> tup
 
 def _batches(base: Base, rows: Sequence[Row], tokens: int) -> Iterator[Batch]:
     """All rows in micro-batches, those with the same prompt together as far as the budget goes."""
-    items = _neighbours(rows, tokens)
+    items = _neighbours(rows, tokens, base.virtual)
     for chosen in split_rows(range(len(items)), [[rows[i] for i in item] for item in items], base, tokens):
         yield _collate(base, [rows[i] for item in chosen for i in items[item]])
 
