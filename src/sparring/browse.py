@@ -135,9 +135,9 @@ def answer(
     renderer = ring.base.renderer
     system = (Message("system", config.data.system),) if opened.chat and config.data.system else ()
     ids = renderer.prompt((*system, Message("user", prompt)), chat=opened.chat)
-    if len(ids) >= ring.base.context:
+    if len(ids) >= ring.context:
         raise InputError(
-            f"the prompt has {len(ids)} tokens, but the model's context is {ring.base.context}; shorten the prompt"
+            f"the prompt has {len(ids)} tokens, but the model's context is {ring.context}; shorten the prompt"
         )
     settings = config.generation.model_copy(update={"temperature": temperature})
     generator = LocalGenerator(ring.seat(opened.player, settings.merge), ring.base, settings)

@@ -68,7 +68,7 @@ def borrow(session: Session, folder: Path, data: Phase, opponent: Phase, *, iter
         return {}
     prompts = session.prompts(data, "train")
     samples, size = session.config.selfplay.samples, session.config.generation.shard_size
-    limit, context = answer_limit(session, data), session.ring.base.context
+    limit, context = answer_limit(session, data), session.ring.context
     generator = torch.Generator().manual_seed(session.seed("borrow", iteration))
     order = torch.randperm(len(prompts), generator=generator).tolist()
     place = {item: number for number, item in enumerate(order)}

@@ -43,7 +43,7 @@ def plan(config: Config) -> Plan:
     config = found.config
     folder, renderer, loaded = found.base_folder, found.renderer, found.loaded
     settings = read_config(folder, config.model)
-    sides, counts = prepare(loaded, renderer, config.data, context_of(settings))
+    sides, counts = prepare(loaded, renderer, config.data, context_of(settings), config.method.virtual)
     train, held_out = sides["train"], sides["eval"]
     base = load_base(folder, config.model, renderer)
     parameters = count_parameters(base.model)

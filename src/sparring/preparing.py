@@ -24,7 +24,9 @@ def prepare_data(session: Session, folder: Path) -> Event:
     if not session.crew.writes:
         return {}
     context = context_of(read_config(session.base_folder, session.config.model))
-    sides, counts = prepare(session.loaded, session.renderer, session.config.data, context)
+    sides, counts = prepare(
+        session.loaded, session.renderer, session.config.data, context, session.config.method.virtual
+    )
     for side, prompts in sides.items():
         write_rows(folder / f"{side}.arrow", prompts, Prompt)
         for name, what in WARNINGS.items():

@@ -30,14 +30,13 @@ from sparring.models.scoring import answer_logprobs, score
 from sparring.tasks import PairTask
 from tests.helpers import base_of, disturb, make_player, random_rows
 from tests.parity.test_architectures import TOKENIZERS, check_run, settings
-from tests.plain import plain
 
 SMALL: dict[str, dict[str, Any]] = {
     **{name: {"r": 4, "alpha": 8} for name in ("lora", "dora", "rslora", "loraplus", "pissa")},
     **{name: {"length": 3} for name in ("prompt", "prefix")},
     **{name: {"reduction": 4} for name in ("houlsby", "pfeiffer")},
 }
-RATES = {"full": 1e-3, "pissa": 1e-3, "ia3": 0.1, "prompt": 0.1, "prefix": 0.1}
+RATES = {"full": 1e-3, "pissa": 1e-3, "ia3": 0.1, "prompt": 0.5, "prefix": 0.1}
 BASES = ("llama", "qwen2", "gpt_neo")
 EVERY = [(method, base) for method in METHODS for base in BASES]
 every = pytest.mark.parametrize(("method", "name"), EVERY, ids=[f"{method}-{base}" for method, base in EVERY])
@@ -156,8 +155,11 @@ def test_the_folder_is_an_ordinary_one(method: str, name: str, tmp_path: Path) -
         assert json.loads((player.adapters[0] / "adapter_config.json").read_text())["inference_mode"]
         assert base.reload is not None
         model = PeftModel.from_pretrained(base.reload(), str(player.adapters[0]))
-    with torch.no_grad():
-        assert plain(model.eval(), row).sum().item() == pytest.approx(expected, abs=2e-4)
+    prompt, answer = row
+    with torch.no_grad():  # with prompt tuning there are logits at the virtual places too
+        logits_LV = model.eval()(input_ids=torch.tensor([prompt + answer])).logits[0, -len(prompt + answer) :]
+    found = logits_LV.log_softmax(-1)[torch.arange(len(prompt) - 1, len(prompt + answer) - 1), torch.tensor(answer)]
+    assert found.sum().item() == pytest.approx(expected, abs=2e-4)
 
 
 @every
@@ -312,7 +314,7 @@ def test_a_whole_run_keeps_every_law(method: str, name: str, tmp_path: Path) -> 
     for part in ("sft", "selfplay"):
         tree[part] |= {"lr": RATES.get(method, 1e-2)}
     run = run_job(build_config(tree))
-    check_run(run, 2, 1e-3)
+    check_run(run, 2, 2e-4)
 
 
 @of_each
@@ -322,7 +324,7 @@ def test_without_sft_the_start_is_a_player(method: str, tmp_path: Path) -> None:
     tree["sft"] |= {"epochs": 0}
     tree["selfplay"] |= {"iterations": 1, "lr": RATES.get(method, 1e-2)}
     run = run_job(build_config(tree))
-    check_run(run, 1, 1e-3)
+    check_run(run, 1, 2e-4)
     assert bool(Player.load(run / "sft").adapters) != METHODS[method].starts_as_base
 
 

@@ -95,7 +95,7 @@ def _told(
             said = turns[place[0]][place[1]][-1][1]
             questions[place] = then(question, renderer.decode(said.ids))
             ids = renderer.prompt(questions[place].messages, questions[place].chat)
-            if len(ids) + limit <= session.ring.base.context:
+            if len(ids) + limit <= session.ring.context:
                 asked[place] = ids
             else:
                 del questions[place]

@@ -108,7 +108,7 @@ class Bench:
         turn: int,
     ) -> None:
         """Answer one turn of some questions. A quarter of the context at least, if wanted, is kept for the answer."""
-        renderer, context = self.ring.base.renderer, self.ring.base.context
+        renderer, context = self.ring.base.renderer, self.ring.context
         most = context - min(self.limit, context // 4)
         asked: list[list[int]] = []
         for index in group:

@@ -81,6 +81,11 @@ class Ring:
         self._folded = Folded(base.model)
         self._whole = False  # the base's own weights have been changed
 
+    @property
+    def context(self) -> int:
+        """The most tokens that prompt and answer may have together, beside a player's virtual ones."""
+        return self.base.context - self.method.virtual
+
     # ------------------------------------------------------------ taking turns
 
     def seat(self, player: Player, merged: bool = False) -> Any:

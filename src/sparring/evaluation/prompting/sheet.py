@@ -52,7 +52,7 @@ def make_sheet(session: Session, prompts: list[Prompt], side: str, limit: int) -
     asked, questions, shown = [], [], []
     for prompt in prompts:
         question = known[tuple(prompt.prompt_ids)]
-        room = session.ring.base.context - (limit if style.thinks else max(1, len(prompt.real_ids)))
+        room = session.ring.context - (limit if style.thinks else max(1, len(prompt.real_ids)))
         wrapped, ids, count = _fitting(session, style, question, material, room)
         asked.append(prompt if ids is None else replace(prompt, prompt_ids=ids))
         questions.append(wrapped)
