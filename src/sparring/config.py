@@ -282,6 +282,11 @@ class Config(Section):
                 f'selfplay.hold "{hold}" is not for method {row.name}, whose players cannot be '
                 f"{'merged' if hold == 'merge' else 'stacked'} under another; give {' or '.join(able)}"
             )
+        if hold != "continue" and self.method.beside:
+            raise ValueError(
+                f"method.modules_to_save trains whole modules, which selfplay.hold {hold} cannot put under others; set "
+                "hold to continue"
+            )
         if self.optimiser.weight_decay and not row.decays:
             raise ValueError(
                 f"optimiser.weight_decay {self.optimiser.weight_decay:g} is not for method {row.name}, half of which "

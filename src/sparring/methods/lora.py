@@ -40,6 +40,11 @@ class LoRA(Settings):
         return self.dropout
 
     @property
+    def beside(self) -> bool:
+        """With `modules_to_save`."""
+        return bool(self.modules_to_save)
+
+    @property
     def summary(self) -> str:
         """Name and rank."""
         return f"{self.name}, rank {self.r}"

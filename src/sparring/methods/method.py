@@ -33,6 +33,11 @@ class Settings(Section):
         """The method and its size in a few words."""
         return self.name
 
+    @property
+    def beside(self) -> bool:
+        """Whether modules are trained whole beside the adapter, which then cannot be merged in place."""
+        return False
+
     def widened(self, times: int) -> dict[str, Any] | None:
         """Settings with so many times as many trained numbers, for a control arm; None: it has no such settings."""
         return None

@@ -25,7 +25,7 @@ from sparring.methods import Settings, method_of
 from sparring.models.adapters import WEIGHTS as ADAPTER
 from sparring.models.adapters import attach, fingerprint_tensors, quiet, read_adapter, tensors_of, write_adapter
 from sparring.models.base import Base
-from sparring.models.merged import Folded
+from sparring.models.merged import Folded, trained_whole, unwrap
 from sparring.models.whole import WEIGHTS, read_whole, restore, weights_of, write_whole
 
 TRAINED = "player"
@@ -105,7 +105,7 @@ class Ring:
         else:
             prints = [self._attach(folder, f"theta_{index}") for index, folder in enumerate(player.adapters)]
             self._activate([f"theta_{index}" for index in range(len(prints))])
-            if merged and prints and self.row.merges and not self._adapts_tied():
+            if merged and prints and self.row.merges and not (self._adapts_tied() or trained_whole(self._wrapped)):
                 self._fold()
         self._freeze()
         self.seated = digest([self.base.fingerprint, *prints])
@@ -182,7 +182,7 @@ class Ring:
     def _clear(self, keep_whole: bool = False) -> None:
         """Back to the pristine base, bit for bit. keep_whole: its weights are about to be replaced all the same."""
         if self._wrapped is not None:
-            self._wrapped.unload()
+            unwrap(self._wrapped, self.base.model)
             self._wrapped = None
         self._folded.undo()
         if self._whole and not keep_whole:
