@@ -42,6 +42,7 @@ ROWS = {
     "models.forward": 4,
     "models.layout": 5,
     "models.memory": 8,
+    "models.quantised": 5,
     "models.base": 6,
     "models.methods": 6,
     "models.flops": 6,

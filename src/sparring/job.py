@@ -22,7 +22,8 @@ from sparring.evaluation.prompting.sheet import read_rules
 from sparring.files import digest
 from sparring.folder import lender
 from sparring.machine import available_threads
-from sparring.models.base import choose_device, find_base, fingerprint_folder, load_renderer, read_config
+from sparring.models.base import choose_device, find_base, fingerprint_base, load_renderer, read_config
+from sparring.models.quantised import check_quantised, described
 from sparring.report.page import write_report
 from sparring.run import Event, Run
 from sparring.selfplay import self_play
@@ -80,13 +81,14 @@ def identify(config: Config) -> Found:
     torch.set_num_threads(config.threads or max(1, available_threads() // local_size()))
     base_folder = find_base(config.model)
     renderer = load_renderer(base_folder, config.model)
-    read_config(base_folder, config.model)
+    quantised = check_quantised(read_config(base_folder, config.model), config)
     loaded = load(config.data, config.seed)
     device, dtype = choose_device(config.model)
     same = {
         **decisive(config),
         "computed on": f"{device.type} in {str(dtype).removeprefix('torch.')}",
-        "base fingerprint": fingerprint_folder(base_folder),
+        **({"base quantised to": described(quantised, config.model)} if quantised else {}),
+        "base fingerprint": fingerprint_base(base_folder, config.model),
         "data fingerprint": loaded.fingerprint,
         "template fingerprint": digest([renderer.template, renderer.end_ids]),
     }

@@ -20,10 +20,11 @@ from sparring.data.prepare import prepare
 from sparring.generation.local import MOST_ROWS, LocalGenerator, cache_tokens
 from sparring.generation.sampling import stream_keys
 from sparring.job import Found, identify, run_folder
-from sparring.models.base import Base, context_of, count_parameters, load_base, read_config
+from sparring.models.base import Base, context_of, load_base, read_config
 from sparring.models.head import TILE
 from sparring.models.memory import choose_budget
 from sparring.models.players import Player, Ring
+from sparring.models.quantised import count_parameters
 from sparring.models.scoring import answer_logprobs
 from sparring.run import Run
 from sparring.schedule import plan_steps

@@ -91,7 +91,8 @@ class Ring:
         """Put a player on the base, frozen, in eval mode; returns the model.
 
         merged  add the adapters to the base's weights until the next turn: faster, and equal but for rounding.
-                Where that would change another weight too (a tied head), they stay beside the base.
+                Where that would change another weight too (a tied head), or what is merged would have to be
+                quantised again, they stay beside the base.
 
         Raises LawBroken if the weights now in memory are not those the player was saved with.
         """
@@ -101,7 +102,7 @@ class Ring:
         else:
             prints = [self._attach(folder, f"theta_{index}") for index, folder in enumerate(player.adapters)]
             self._activate([f"theta_{index}" for index in range(len(prints))])
-            if merged and prints and not self._adapts_tied():
+            if merged and prints and not self.base.quantised and not self._adapts_tied():
                 self._fold()
         self._freeze()
         self.seated = digest([self.base.fingerprint, *prints])
