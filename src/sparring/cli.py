@@ -200,12 +200,15 @@ def _told(folder: Path) -> None:
 def _conclusion(run: Path, page: Path) -> None:
     """The result table, the verdict, the warnings, where the report is, and what must not be missed."""
     from sparring.report.findings import last_line, verdict, warnings_of
+    from sparring.report.quantised import quantised_line
     from sparring.report.records import read_run
     from sparring.report.tables import result_rows
     from sparring.terminal import print_table
 
     print_table(*result_rows(run))
     print(f"\n{verdict(run)}\n")
+    if cost := quantised_line(read_run(run)):
+        print(cost)
     for warning in warnings_of(read_run(run)):
         print(f"warning: {warning}")
     print(f"report: {page}")

@@ -23,7 +23,7 @@ from sparring.files import digest
 from sparring.folder import lender
 from sparring.machine import available_threads
 from sparring.models.base import choose_device, find_base, fingerprint_base, load_renderer, read_config
-from sparring.models.quantised import check_quantised, described
+from sparring.models.quantised import NAMES, check_quantised, described
 from sparring.report.page import write_report
 from sparring.run import Event, Run
 from sparring.selfplay import self_play
@@ -67,12 +67,16 @@ class Found:
     """What a config names, found and read.
 
     same  what a run folder must have been made with to be gone on with
+    quantised  what is done to the base's weights, in words; empty if nothing is
+    bitsandbytes  whether they are held by it
     """
 
     base_folder: Path
     renderer: Renderer
     loaded: Loaded
     same: dict[str, Any]
+    quantised: str = ""
+    bitsandbytes: bool = False
 
 
 def identify(config: Config) -> Found:
@@ -94,7 +98,9 @@ def identify(config: Config) -> Found:
     }
     if config.evaluation.prompting.style == "rules":
         same["rules fingerprint"] = digest(read_rules(config.evaluation.prompting))
-    return Found(base_folder, renderer, loaded, same)
+    return Found(
+        base_folder, renderer, loaded, same, quantised and described(quantised, config.model), quantised in NAMES
+    )
 
 
 def run_job(
@@ -120,7 +126,8 @@ def run_job(
 
 def _facts(config: Config, found: Found, processes: int) -> dict[str, Any]:
     device, dtype = choose_device(config.model)
-    packages = ("sparring", "torch", "transformers", "peft", "accelerate")
+    packages = ["sparring", "torch", "transformers", "peft", "accelerate"]
+    packages += ["bitsandbytes"] if found.bitsandbytes else []
     return {
         "name": config.name,
         "seed": config.seed,
@@ -132,7 +139,11 @@ def _facts(config: Config, found: Found, processes: int) -> dict[str, Any]:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "dtype": str(dtype).removeprefix("torch."),
         },
-        "base": {"name": config.model.base, "fingerprint": found.same["base fingerprint"]},
+        "base": {
+            "name": config.model.base,
+            "fingerprint": found.same["base fingerprint"],
+            **({"quantised": found.quantised} if found.quantised else {}),
+        },
         "data": {
             "description": found.loaded.description,
             "train": config.data.train,

@@ -17,7 +17,7 @@ from sparring.data.pairs import Pair, Prompt, Rows
 from sparring.errors import LawBroken
 from sparring.evaluation.nll import mean_nll
 from sparring.files import read_json, write_atomic
-from sparring.models.base import Base
+from sparring.models.base import Base, dtype_warning
 from sparring.models.flops import Flops
 from sparring.models.memory import Budget, choose_budget
 from sparring.models.players import Player, fingerprint_tensors
@@ -38,6 +38,8 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     start, base, optimiser = Player.untrained(session.ring.base, hold), session.ring.base, session.config.optimiser
     if not base.layout.packed:
         session.run.warn(f"answers cannot share their prompt's pass with this base: {base.layout.why}; it is slower so")
+    if said := dtype_warning(session.config.model):
+        session.run.warn(said)
     if config.epochs == 0:
         if session.crew.writes:
             session.ring.save_untrained(folder, hold)

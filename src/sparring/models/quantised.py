@@ -7,6 +7,7 @@ needs, silently: numbers that are the same when an answer is scored alone, among
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -163,6 +164,15 @@ def _loses(folder: Path, dtype: torch.dtype) -> bool:
         with safe_open(file, "pt") as opened:
             stored |= {opened.get_slice(name).get_dtype() for name in opened.offset_keys()}
     return any(torch.promote_types(_STORED[name], dtype) != dtype for name in stored & set(_STORED))
+
+
+def folder_bytes(folder: Path, dtype: torch.dtype) -> int:
+    """Bytes of a folder's weights in some dtype, from their shapes."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            total += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.offset_keys())
+    return total * dtype.itemsize
 
 
 def weight_bytes(model: Any) -> int:
