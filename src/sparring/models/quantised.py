@@ -67,9 +67,9 @@ def check_quantised(settings: Any, config: Config) -> str:
 
 
 def described(quantised: str, config: ModelConfig) -> str:
-    """What is done to the weights, for people and fingerprints: "NF4, double", "int8"."""
+    """What is done to the weights, for people and fingerprints: "NF4 (double)", "int8"."""
     name = NAMES.get(quantised, quantised)
-    return f"{name}, double" if config.quantise == "nf4" and config.double_quant else name
+    return f"{name} (double)" if config.quantise == "nf4" and config.double_quant else name
 
 
 def loading(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
