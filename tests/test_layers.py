@@ -71,6 +71,7 @@ ROWS = {
     "evaluation.quantisation": 11,
     "schedule": 1,
     "scaling": 3,
+    "saving": 8,
     "callbacks": 1,
     "arguments": 8,
     "trainer": 10,

@@ -98,9 +98,8 @@ def identify(config: Config) -> Found:
     }
     if config.evaluation.prompting.style == "rules":
         same["rules fingerprint"] = digest(read_rules(config.evaluation.prompting))
-    return Found(
-        base_folder, renderer, loaded, same, quantised and described(quantised, config.model), quantised in NAMES
-    )
+    words = quantised and described(quantised, config.model)
+    return Found(base_folder, renderer, loaded, same, words, quantised in NAMES)
 
 
 def run_job(

@@ -44,11 +44,11 @@ def _saved(config: Config, base: Base, estimate: dict[str, Any]) -> list[str]:
 
 def _advised(base: Base, estimate: dict[str, Any]) -> list[str]:
     """On a GPU whose memory is short."""
-    above = estimate["memory_bytes"] - estimate["base_bytes"]
-    if base.device.type != "cuda" or (above <= estimate["free_bytes"] and not estimate["checkpointing"]):
+    above, free = estimate["memory_bytes"] - estimate["base_bytes"], estimate["free_bytes"]
+    if base.device.type != "cuda" or (above <= free and not estimate["checkpointing"]):
         return []
     return [
-        f"note: memory is short: beside the base, about {_mib(above)} MiB are needed and {_mib(estimate['free_bytes'])} "
+        f"note: memory is short: beside the base, about {_mib(above)} MiB are needed and {_mib(free)} "
         f"are free; model.quantise=nf4 would free about {_mib(quantisable_bytes(base))} more"
     ]
 
