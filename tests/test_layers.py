@@ -130,14 +130,14 @@ ROWS = {
     "study": 18,
     "browse": 17,
     "measuring": 18,
-    "cli_evaluate": 18,
-    "cli_export": 19,
+    "cli_evaluate": 19,
+    "cli_export": 20,
     "export": 0,
     "export.merged": 18,
     "cli_lab": 19,
-    "cli": 20,
-    "__main__": 21,
-    "": 21,  # the package's own front door
+    "cli": 21,
+    "__main__": 22,
+    "": 22,  # the package's own front door
 }
 
 

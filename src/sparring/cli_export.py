@@ -43,8 +43,3 @@ def merge(
         return
     print_table(*found.table())
     print(f"\n{found.text()}")
-
-
-@app.callback()
-def _verbs() -> None:
-    """Keeps typer from making the only verb the whole command."""

@@ -23,14 +23,14 @@ from sparring.data.pairs import Prompt, Rows
 from sparring.errors import InputError, LawBroken, ModelError, RunError
 from sparring.evaluation.nll import real_logprobs
 from sparring.files import read_json, remove, write_atomic
-from sparring.models.base import DTYPES, Base, find_base, load_base, read_config
+from sparring.models.base import DTYPES, Base, find_base, load_base, load_renderer, read_config
 from sparring.models.layout import NEAR
 from sparring.models.players import Player, Ring
 from sparring.models.quantised import described, stored_as
 
 # How far the held-out NLL of the written folder may be from that of base and adapter side by side, in nats per token: a
-# fifth of what single tokens may differ by (root mean square) between two ways of computing one model's log-probs, since
-# this is a mean over many. On the laboratory it is 7e-9 in fp32, 3e-5 in fp16, 2e-4 in bf16.
+# fifth of what single tokens may differ by (root mean square) between two ways of computing one model's log-probs,
+# since this is a mean over many. On the laboratory it is 7e-9 in fp32, 3e-5 in fp16, 2e-4 in bf16.
 TOLERANCE = {name: NEAR[dtype] / 5 for name, dtype in DTYPES.items()}
 MERGES = ("LORA",)  # PEFT's name for adapters that are a sum with the weights
 
@@ -113,14 +113,14 @@ def merge_run(run: Path, out: Path, player: str = "best", dtype: str | None = No
     plain = config.model.model_copy(update={"quantise": "none", "dtype": dtype})
     partial = out.with_name(out.name + ".partial")
     remove(partial)
-    base = load_base(folder, plain, _renderer(folder, plain))
+    base = load_base(folder, plain, load_renderer(folder, plain))
     # the one place where a player sits on another base than it was trained on: the same one, before it was quantised
     ring = Ring(replace(base, fingerprint=fingerprint), config.method, config.model.base)
     attached = real_logprobs(ring.seat(who), base, prompts, tokens)
     _write(ring, who, folder, partial, dtype, chat)
     del ring, base
     gc.collect()
-    written = load_base(partial, plain, _renderer(folder, plain))
+    written = load_base(partial, plain, load_renderer(folder, plain))
     merged = real_logprobs(written.model, written, prompts, tokens)
     labels = (first, f"base + adapter in {dtype}", f"the merged folder in {dtype}")
     found = Merged(out, dtype, labels, (own, attached, merged), sum(len(p.real_ids) for p in prompts))
@@ -154,8 +154,8 @@ def _mergeable(opened: Opened) -> Path:
         kind = read_json(adapter / "adapter_config.json").get("peft_type")
         if kind not in MERGES:
             raise RunError(
-                f"{adapter} is an adapter of method {opened.config.method.name}, which is no sum with the base's weights "
-                "and cannot be merged; use it beside the base, with PEFT"
+                f"{adapter} is an adapter of method {opened.config.method.name}, which is no sum with the base's "
+                "weights and cannot be merged; use it beside the base, with PEFT"
             )
     folder = find_base(opened.config.model)
     if kind := stored_as(read_config(folder, opened.config.model)):
@@ -173,12 +173,12 @@ def _label(base: Base, config: ModelConfig) -> str:
 
 
 def _write(ring: Ring, player: Player, source: Path, out: Path, dtype: str, chat: bool) -> None:
-    """Weights, and everything else as it is in the base's folder; the tokenizer with the template of the run's chats."""
+    """Weights, and all else as it is in the base's folder; the tokenizer with the template of the run's chats."""
     model = ring.seat(player, merged=True)
     if isinstance(model, PeftModel):
         raise RunError(
-            "this player adapts the embedding or the head, which are one matrix in this base and cannot be merged apart; "
-            "use it beside the base, with PEFT"
+            "this player adapts the embedding or the head, which are one matrix in this base and cannot be merged "
+            "apart; use it beside the base, with PEFT"
         )
     model.save_pretrained(out)
     for pattern in ("generation_config.json", "*.py", "LICENSE*"):
