@@ -75,7 +75,7 @@ class Merged:
         )
         if self.dtype != "fp32":
             said += (
-                f"\nThat is the rounding of merged weights to {self.dtype}; --dtype fp32 has none, and twice the size"
+                f"\nThat is the rounding of merged weights to {self.dtype}; --dtype fp32 has none, at twice the size"
             )
         return said
 
