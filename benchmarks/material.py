@@ -18,8 +18,9 @@ from benchmarks.settings import Settings
 from sparring.config import ModelConfig
 from sparring.data.pairs import Played, Rows, write_rows
 from sparring.methods.lora import LoRA
-from sparring.models.base import count_parameters, load_base, load_renderer
+from sparring.models.base import load_base, load_renderer
 from sparring.models.players import Player, Ring
+from sparring.models.quantised import count_parameters
 
 PAD, BOS, END = 0, 1, 2
 

@@ -232,7 +232,7 @@ def base_of(
     def read() -> Any:
         return model_of(config, seed, dtype)
 
-    return wrap_base(read(), renderer_of(tokenizer), f"{name}-{seed}", read)
+    return wrap_base(read(), renderer_of(tokenizer), f"{name}-{seed}", reload=read)
 
 
 def save_base(folder: Path, name: str, tokenizer: Any, seed: int = 0, **more: Any) -> Path:

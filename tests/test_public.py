@@ -53,7 +53,7 @@ def test_help_loads_nothing_heavy() -> None:
         env={**os.environ, "COLUMNS": "100"},
     )
     assert found.stdout.strip().endswith("False")
-    for verb in ("run", "check", "runs", "report", "sample", "judge", "bench", "mt-bench", "lab"):
+    for verb in ("run", "check", "runs", "report", "sample", "judge", "bench", "mt-bench", "merge", "lab"):
         assert f"\n  {verb} " in found.stdout
 
 
@@ -75,6 +75,7 @@ SURFACE = {
         "--json",
     },
     "compare": set(),
+    "merge": {"--out", "--iteration", "--dtype", "--force", "--runs", "--json"},
     "mt-bench": {"--questions", "--player", "--model-id", "--limit", "--max-new-tokens", "--out", "--runs"},
     "sample": {"--player", "--count", "--seed", "--temperature", "--max-new-tokens", "--runs"},
 }

@@ -57,6 +57,11 @@ def _anchored(config: Config) -> Settings:
     return {"selfplay.anchor": config.selfplay.anchor or 0.2}
 
 
+def _staged(config: Config) -> Settings:
+    """Into a quantised base nothing is merged; adapters one upon another are the same function."""
+    return {"selfplay.negatives": "none", "selfplay.hold": "merge" if config.model.quantise == "none" else "stack"}
+
+
 def _of_rank(config: Config) -> Settings:
     """As many numbers as all of self-play's adapters together would have, at the same scale alpha/r."""
     wider = config.method.widened(max(1, config.selfplay.iterations))
@@ -85,7 +90,7 @@ KNOWN: dict[str, Known] = {
     "stages": Known(
         "staged SFT",
         "fine-tuning goes on in as many stages as self-play has, each merged and begun again with a fresh adapter",
-        {"selfplay.negatives": "none", "selfplay.hold": "merge"},
+        _staged,
     ),
     "rank": Known(
         "SFT of rank T·r", "fine-tuning from the start, and on, with an adapter of T times the rank", _of_rank

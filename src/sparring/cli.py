@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparring.cli_evaluate import app as evaluate
+from sparring.cli_export import app as export
 from sparring.cli_lab import lab
 from sparring.errors import SparringError
 
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(lab, name="lab")
 app.add_typer(evaluate)  # sample, judge, bench, mt-bench
+app.add_typer(export)  # merge
 
 ConfigArgument = Annotated[
     str | None,
@@ -200,12 +202,15 @@ def _told(folder: Path) -> None:
 def _conclusion(run: Path, page: Path) -> None:
     """The result table, the verdict, the warnings, where the report is, and what must not be missed."""
     from sparring.report.findings import last_line, verdict, warnings_of
+    from sparring.report.quantised import quantised_line
     from sparring.report.records import read_run
     from sparring.report.tables import result_rows
     from sparring.terminal import print_table
 
     print_table(*result_rows(run))
     print(f"\n{verdict(run)}\n")
+    if cost := quantised_line(read_run(run)):
+        print(cost)
     for warning in warnings_of(read_run(run)):
         print(f"warning: {warning}")
     print(f"report: {page}")

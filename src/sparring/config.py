@@ -26,9 +26,15 @@ class ModelConfig(Section):
 
     base: str = Field("laboratory", description="a local folder, a hub id, or `laboratory`")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
-    dtype: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 on CUDA and on CPUs fast at it, else fp32"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="computed in, and of what is not quantised; auto: bf16 on CUDA (fp16 on GPUs without it) and on "
+        "CPUs fast at it, else fp32",
     )
+    quantise: Literal["none", "nf4", "int8"] = Field(
+        "none", description="hold the base's linear layers in 4 or 8 bits, through bitsandbytes; the head stays"
+    )
+    double_quant: bool = Field(True, description="nf4: quantise the scales too")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     template: str = Field("auto", description="auto (the tokenizer's own, else plain), plain, chatml, or a .jinja file")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
@@ -348,7 +354,7 @@ NEUTRAL = {
     "threads": True,
     "track": True,
     "start": True,
-    "model": {"base", "revision", "template"},
+    "model": {"base", "revision", "template", "quantise", "double_quant"},
     "data": {"train", "eval", "test"},
     "evaluation": {"show": True, "prompting": {"rules"}},
     "compare": True,

@@ -60,7 +60,7 @@ def borrow(lent: Path, partial: Path, fingerprint: str) -> None:
 # What a phase is made from, of all that a run is: settings (their sections), base, data. Self-play's are left out.
 _DATA = ("seed", "model", "data", "computed on", "base fingerprint", "data fingerprint", "template fingerprint")
 _SFT = (*_DATA, "start", "start fingerprint", "method", "sft", "optimiser")
-MADE_FROM = {"data": _DATA, "sft": _SFT}
+MADE_FROM = {"data": _DATA, "quantisation": _DATA, "sft": _SFT}
 MADE_FROM |= dict.fromkeys(("sft-scores", "base-scores"), (*_SFT, "generation", "evaluation", "rules fingerprint"))
 
 

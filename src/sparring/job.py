@@ -22,7 +22,8 @@ from sparring.evaluation.prompting.sheet import read_rules
 from sparring.files import digest
 from sparring.folder import lender
 from sparring.machine import available_threads
-from sparring.models.base import choose_device, find_base, fingerprint_folder, load_renderer, read_config
+from sparring.models.base import choose_device, find_base, fingerprint_base, load_renderer, read_config
+from sparring.models.quantised import NAMES, check_quantised, described
 from sparring.report.page import write_report
 from sparring.run import Event, Run
 from sparring.selfplay import self_play
@@ -69,6 +70,8 @@ class Found:
 
     config  with the method of the adapter that it starts from
     same    what a run folder must have been made with to be gone on with
+    quantised  what is done to the base's weights, in words; empty if nothing is
+    bitsandbytes  whether they are held by it
     """
 
     config: Config
@@ -76,6 +79,8 @@ class Found:
     renderer: Renderer
     loaded: Loaded
     same: dict[str, Any]
+    quantised: str = ""
+    bitsandbytes: bool = False
 
 
 def identify(config: Config) -> Found:
@@ -85,13 +90,14 @@ def identify(config: Config) -> Found:
     torch.set_num_threads(config.threads or max(1, available_threads() // local_size()))
     base_folder = find_base(config.model)
     renderer = load_renderer(base_folder, config.model)
-    read_config(base_folder, config.model)
+    quantised = check_quantised(read_config(base_folder, config.model), config)
     loaded = load(config.data, config.seed)
     device, dtype = choose_device(config.model)
     same = {
         **decisive(config),
         "computed on": f"{device.type} in {str(dtype).removeprefix('torch.')}",
-        "base fingerprint": fingerprint_folder(base_folder),
+        **({"base quantised to": described(quantised, config.model)} if quantised else {}),
+        "base fingerprint": fingerprint_base(base_folder, config.model),
         "data fingerprint": loaded.fingerprint,
         "template fingerprint": digest([renderer.template, renderer.end_ids]),
     }
@@ -99,7 +105,8 @@ def identify(config: Config) -> Found:
         same["rules fingerprint"] = digest(read_rules(config.evaluation.prompting))
     if config.start is not None:
         same["start fingerprint"] = fingerprint_start(config)
-    return Found(config, base_folder, renderer, loaded, same)
+    words = quantised and described(quantised, config.model)
+    return Found(config, base_folder, renderer, loaded, same, words, quantised in NAMES)
 
 
 def run_job(
@@ -125,7 +132,8 @@ def run_job(
 
 def _facts(config: Config, found: Found, processes: int) -> dict[str, Any]:
     device, dtype = choose_device(config.model)
-    packages = ("sparring", "torch", "transformers", "peft", "accelerate")
+    packages = ["sparring", "torch", "transformers", "peft", "accelerate"]
+    packages += ["bitsandbytes"] if found.bitsandbytes else []
     return {
         "name": config.name,
         "seed": config.seed,
@@ -137,7 +145,11 @@ def _facts(config: Config, found: Found, processes: int) -> dict[str, Any]:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "dtype": str(dtype).removeprefix("torch."),
         },
-        "base": {"name": config.model.base, "fingerprint": found.same["base fingerprint"]},
+        "base": {
+            "name": config.model.base,
+            "fingerprint": found.same["base fingerprint"],
+            **({"quantised": found.quantised} if found.quantised else {}),
+        },
         "data": {
             "description": found.loaded.description,
             "train": config.data.train,

@@ -19,7 +19,7 @@ from sparring.evaluation.nll import mean_nll
 from sparring.files import read_json, write_atomic
 from sparring.models.adapters import fingerprint_tensors
 from sparring.models.adopt import adopt
-from sparring.models.base import Base
+from sparring.models.base import Base, dtype_warning
 from sparring.models.flops import Flops
 from sparring.models.memory import Budget, choose_budget
 from sparring.models.players import Player
@@ -40,6 +40,8 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     start, base, optimiser = Player.untrained(session.ring.base, hold), session.ring.base, session.config.optimiser
     if not base.layout.packed:
         session.run.warn(f"answers cannot share their prompt's pass with this base: {base.layout.why}; it is slower so")
+    if said := dtype_warning(session.config.model):
+        session.run.warn(said)
     if session.config.start is not None or config.epochs == 0:
         if session.crew.writes:
             _given(session, folder)

@@ -20,12 +20,14 @@ from sparring.data.prepare import prepare
 from sparring.generation.local import MOST_ROWS, LocalGenerator, cache_tokens
 from sparring.generation.sampling import stream_keys
 from sparring.job import Found, identify, run_folder
-from sparring.models.base import Base, context_of, count_parameters, load_base, read_config
+from sparring.models.base import Base, context_of, load_base, read_config
 from sparring.models.head import TILE
 from sparring.models.memory import choose_budget
 from sparring.models.players import Player, Ring
+from sparring.models.quantised import count_parameters, plain_bytes, weight_bytes
 from sparring.models.scoring import answer_logprobs
 from sparring.run import Run
+from sparring.saving import saving_lines
 from sparring.schedule import plan_steps
 
 
@@ -108,6 +110,7 @@ def _what(config: Config, base: Base, parameters: int, found: Found, estimate: d
             f"note: a quarter of the real answers is longer than generation.max_new_tokens ({limit}); the opponent's "
             "are cut there, so the player may learn length alone"
         )
+    lines += saving_lines(config, base, estimate)
     if len(found.loaded.eval) < 30:
         lines.append(f"note: only {len(found.loaded.eval)} held-out rows: intervals will be rough, or missing")
     if config.generation.temperature != 1 or config.generation.top_p != 1:
@@ -189,6 +192,10 @@ def _quantiles(values: Sequence[int]) -> dict[str, int]:
 def _estimate(config: Config, base: Base, train: list[Prompt], held_out: list[Prompt]) -> dict[str, Any]:
     """Seconds, bytes and steps. Times come from one forward-backward and a few decoding steps, measured here."""
     play = config.selfplay
+    base_bytes, unquantised_bytes = (
+        weight_bytes(base.model),
+        plain_bytes(base.model, base.dtype),
+    )  # before an adapter is on it
     ring = Ring(base, config.method, config.model.base)
     ring.challenge(Player.untrained(base), seed=0)
     trainable = sum(p.numel() for p in ring.trainable().values())
@@ -222,7 +229,6 @@ def _estimate(config: Config, base: Base, train: list[Prompt], held_out: list[Pr
         "learn": learnt * learn,
         "judge": judged * (decode + 3 * mean * look),
     }
-    base_bytes = sum(p.numel() * p.element_size() for p in base.model.parameters())
     ids = sum(len(p.prompt_ids) + rows * len(p.real_ids) for p in train) * 4
     return {
         "prompts": len(train),
@@ -232,6 +238,7 @@ def _estimate(config: Config, base: Base, train: list[Prompt], held_out: list[Pr
         "player_steps": steps,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "base_bytes": base_bytes,
+        "plain_bytes": unquantised_bytes,
         "checkpointing": budget.checkpointing,
         "free_bytes": budget.free_bytes,
         "memory_bytes": base_bytes + trainable * 16 + budget.peak_bytes + 2 * 4 * TILE[base.device.type],

@@ -19,6 +19,7 @@ from sparring.controls import RULES
 from sparring.evaluation.choose import choose, tidy
 from sparring.evaluation.examine import examine
 from sparring.evaluation.judge import judge
+from sparring.evaluation.quantisation import quantisation_cost
 from sparring.learning import fine_tune
 from sparring.opponent import converged
 from sparring.preparing import prepare_data
@@ -30,6 +31,8 @@ def self_play(session: Session) -> Phase:
     """Run Algorithm 1; returns the phase that says which player is best and why."""
     once = session.once
     data = once("data", prepare_data)
+    if session.quantised:
+        once("quantisation", quantisation_cost, data)
     start = opponent = once("sft", fine_tune, data)  # θ_0
     scores = once("sft-scores", judge, data, start, start, None, label="θ_0 (SFT)", iteration=None)
     once("base-scores", judge, data, None, start, None, label="base", iteration=None)

@@ -14,8 +14,9 @@ from sparring.data.load import Loaded
 from sparring.data.messages import Renderer
 from sparring.data.pairs import Prompt, Rows
 from sparring.files import digest
-from sparring.models.base import load_base
+from sparring.models.base import load_base, read_config
 from sparring.models.players import Player, Ring
+from sparring.models.quantised import quantisation
 from sparring.run import Event, Phase, Run
 
 
@@ -34,6 +35,16 @@ class Session:
         """The base in memory, with room for one player at a time."""
         base = load_base(self.base_folder, self.config.model, self.renderer)
         return Ring(base, self.config.method, self.config.model.base)
+
+    @cached_property
+    def settings(self) -> Any:
+        """The base's transformers config."""
+        return read_config(self.base_folder, self.config.model)
+
+    @property
+    def quantised(self) -> str:
+        """How the base's weights will lie in memory; empty if they are not quantised."""
+        return quantisation(self.settings, self.config.model)
 
     @property
     def crew(self) -> Crew:

@@ -24,10 +24,10 @@ from sparring.objectives.sft import nll_per_token
 Sums = dict[str, tuple[float, float]]  # metric: (sum, weight)
 
 # Rounding noise of a log-prob per square root of a token that law 1 allows, beyond five times what was measured.
-NOISE = {torch.float32: 5e-4, torch.bfloat16: 5e-3}
+NOISE = {torch.float32: 5e-4, torch.float16: 1.25e-3, torch.bfloat16: 5e-3}
 
 # Margins within so many times their rounding noise are ties: where it is small all, where it is large the likely ones.
-TIE = {torch.float32: 5.0, torch.bfloat16: 1.0}
+TIE = {torch.float32: 5.0, torch.float16: 1.0, torch.bfloat16: 1.0}
 
 
 class SFTTask:

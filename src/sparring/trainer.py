@@ -25,10 +25,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from sparring.arguments import training_arguments
+from sparring.callbacks import Guard, Minutely, diverged, last_checkpoint
 from sparring.config import OptimiserConfig
 from sparring.crew import alone
 from sparring.errors import TrainingDiverged
@@ -36,10 +37,11 @@ from sparring.files import digest, remove, written
 from sparring.models.loraplus import parameter_groups
 from sparring.models.players import Ring
 from sparring.run import CHECKPOINTS, Run
+from sparring.scaling import Scale, drawn_again, put_back
 from sparring.schedule import rate_factor
 from sparring.tasks import Sums
 
-CHECKPOINT_SECONDS = 60.0
+Summed = dict[str, list[float]]  # metric: [sum, weight]
 
 
 class Task(Protocol):
@@ -85,7 +87,7 @@ def fit(
     Returns that reason, or None. Raises TrainingDiverged on NaN or Inf.
     """
     folder = folder / CHECKPOINTS
-    checkpoint = run.crew.decide(lambda: _last_checkpoint(folder))
+    checkpoint = run.crew.decide(lambda: last_checkpoint(folder))
     done = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     run.keep(lambda event: event.get("step", 0) <= done)
     stopped = next((event["reason"] for event in run.events() if event["event"] == "stop"), None)
@@ -122,7 +124,7 @@ class Trainer(transformers.Trainer):
         rate: Callable[[int], float],
         arguments: TrainingArguments,
     ) -> None:
-        super().__init__(model=ring.model, args=arguments, train_dataset=steps, callbacks=[_Guard(), _Minutely()])
+        super().__init__(model=ring.model, args=arguments, train_dataset=steps, callbacks=[Guard(), Minutely()])
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.run, self.ring, self.task, self.steps, self.watch, self.rate = (
@@ -134,6 +136,7 @@ class Trainer(transformers.Trainer):
             rate,
         )
         self.reason: str | None = None
+        self.scale = Scale.of(ring.base.dtype)
         self.lr_scheduler: Any
         self.optimizer: Any
         self._means: dict[str, float] = {}
@@ -166,26 +169,49 @@ class Trainer(transformers.Trainer):
     def training_step(self, model: Any, inputs: list[int], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of one whole optimiser step; returns its mean loss over all processes."""
         model.train()
-        step, crew = self.state.global_step + 1, self.run.crew
+        step = self.state.global_step + 1
         weight = self.task.weight(inputs)
-        mine = self._part(inputs, step) if crew.size > 1 else inputs
-        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        total = torch.zeros((), device=self.args.device)
-        for items in self.task.split(mine) if mine else []:
-            loss, metrics = self.task.loss(model, items)
-            if not math.isfinite(loss.item()):
-                raise TrainingDiverged(_diverged(step, "the loss", self.args.output_dir))
-            self.accelerator.backward(loss / weight)
-            total += loss.detach() / weight
-            for name, (value, count) in metrics.items():
-                sums[name][0] += value
-                sums[name][1] += count
-        if crew.size > 1:
-            total, sums = self._add_up(total, sums)
+        mine = self._part(inputs, step) if self.run.crew.size > 1 else inputs
+        if self.scale is None:
+            total, sums = self._pass(model, mine, weight, step)
+        else:
+            total, sums = self._scaled(model, mine, weight, step, self.scale)
         self._means = {name: value / count for name, (value, count) in sums.items() if count and name != "tokens"}
         self._means["tokens"] = sums["tokens"][0]
         self.task.inspect(step, self._means)
         return total
+
+    def _pass(
+        self, model: Any, items: list[int], weight: float, step: int, scale: float = 1.0
+    ) -> tuple[Tensor, Summed]:
+        """Loss and metrics of a step; its gradients, times the scale, are in the parameters."""
+        sums: Summed = defaultdict(lambda: [0.0, 0.0])
+        total = torch.zeros((), device=self.args.device)
+        for micro_batch in self.task.split(items) if items else []:
+            loss, metrics = self.task.loss(model, micro_batch)
+            if not math.isfinite(loss.item()):
+                raise TrainingDiverged(diverged(step, "the loss", self.args.output_dir))
+            self.accelerator.backward(loss / weight if scale == 1.0 else loss * (scale / weight))
+            total += loss.detach() / weight
+            for name, (value, count) in metrics.items():
+                sums[name][0] += value
+                sums[name][1] += count
+        return self._add_up(total, sums) if self.run.crew.size > 1 else (total, sums)
+
+    def _scaled(self, model: Any, items: list[int], weight: float, step: int, scale: Scale) -> tuple[Tensor, Summed]:
+        """`_pass` in fp16, again and again until the scale fits; no update comes between, and dropout is the same."""
+        states = drawn_again(self.ring.base.device)
+        while True:
+            found = self._pass(model, items, weight, step, scale.value)
+            used = scale.value
+            trained = self.ring.trainable().values()
+            if scale.fits(parameter.grad for parameter in trained if parameter.grad is not None):
+                found[1]["loss_scale"] = [used, 1.0]
+                scale.grow()
+                return found
+            for parameter in trained:
+                parameter.grad = None
+            put_back(states, self.ring.base.device)
 
     def _part(self, items: list[int], step: int) -> list[int]:
         """This process's items of a step. Its dropout, if there is any, must differ from the others'."""
@@ -193,9 +219,9 @@ class Trainer(transformers.Trainer):
         torch.manual_seed(int(digest([self.args.seed, step, crew.rank]), 16) % 2**31)
         return crew.deal([item for micro_batch in self.task.split(items) for item in micro_batch])
 
-    def _add_up(self, total: Tensor, sums: dict[str, list[float]]) -> tuple[Tensor, dict[str, list[float]]]:
+    def _add_up(self, total: Tensor, sums: Summed) -> tuple[Tensor, Summed]:
         """Loss and metrics of all processes; their gradients are added in place."""
-        together: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        together: Summed = defaultdict(lambda: [0.0, 0.0])
         losses = 0.0
         for loss, part in self.run.crew.gather([(total.item(), dict(sums))]):
             losses += loss
@@ -255,48 +281,17 @@ class Trainer(transformers.Trainer):
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.ring.trainable().items()}
         with written(folder / "trained.safetensors") as file:
             file.write(save(tensors))
+        if self.scale is not None:
+            self.scale.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         _load(self.ring, Path(resume_from_checkpoint))
-
-
-class _Guard(TrainerCallback):
-    """Stops before an update with a NaN or infinite gradient."""
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for parameter in kwargs["model"].parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                raise TrainingDiverged(_diverged(state.global_step + 1, "a gradient", args.output_dir))
-
-
-class _Minutely(TrainerCallback):
-    """A checkpoint when the last is a minute old; where it falls does not change what is learnt."""
-
-    def __init__(self) -> None:
-        self._saved = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
-            control.should_save = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._saved = time.monotonic()
-
-
-def _diverged(step: int, what: str, folder: str) -> str:
-    last = _last_checkpoint(Path(folder))
-    kept = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
-    return f"{what} became NaN or infinite at step {step}; {kept}; try another run with a lower lr or beta"
+        if self.scale is not None:
+            self.scale.load(Path(resume_from_checkpoint))
 
 
 def _only(batch: list[list[int]]) -> list[int]:
     return batch[0]
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: path.name)
-    found = [path for path in found if path.name.split("-")[1].isdigit()]
-    return max(found, key=lambda path: int(path.name.split("-")[1])) if found else None
 
 
 def _load(ring: Ring, checkpoint: Path) -> None:

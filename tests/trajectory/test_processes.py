@@ -126,6 +126,7 @@ def test_a_step_is_dealt_out_evenly():
 def test_a_gpu_for_each_process(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert choose_device(ModelConfig()) == (torch.device("cuda", 1), torch.bfloat16)
     assert choose_device(ModelConfig(device="cpu")) == (torch.device("cpu"), torch.float32)

@@ -21,6 +21,7 @@ from sparring.errors import ModelError
 from sparring.machine import fast_bf16
 from sparring.models.forward import Layout
 from sparring.models.layout import choose_layout
+from sparring.models.quantised import loading, quantisation, quantised_fingerprint, steady
 from sparring.models.virtual import virtual_tokens
 
 # Dropout rates, by the names that transformers' configs give them. All are set to 0: the self-play
@@ -40,12 +41,16 @@ DROPOUTS = (
 )
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 @dataclass(frozen=True, slots=True)
 class Base:
     """One frozen model in memory.
 
     context  the most tokens that prompt and answer may have together
     layout   how it is called when answers are scored or trained on
+    quantised  how its weights lie in memory: "" in `dtype`, "nf4", "int8", or as it came (models/quantised.py)
     reload   reads the same weights once more; None: they were not read from a folder
     """
 
@@ -57,6 +62,7 @@ class Base:
     device: torch.device
     dtype: torch.dtype
     layout: Layout
+    quantised: str = ""
     reload: Callable[[], Any] | None = None
 
     @property
@@ -82,7 +88,10 @@ class Base:
 
 
 def choose_device(config: ModelConfig) -> tuple[torch.device, torch.dtype]:
-    """Where to compute and in which type: bf16 on CUDA and on CPUs that are fast at it, else fp32."""
+    """Where to compute and in which type: bf16 on CUDA and on CPUs that are fast at it, else fp32.
+
+    On GPUs without bf16 (before Ampere: T4, V100, 2080) fp16: they compute bf16 by detours, several times slower.
+    """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ModelError("model.device is cuda, but no CUDA device is available; use auto or cpu")
     cuda = torch.cuda.is_available() and config.device != "cpu"
@@ -91,9 +100,26 @@ def choose_device(config: ModelConfig) -> tuple[torch.device, torch.dtype]:
             f"process {local_rank()} of this machine has no GPU: it has {torch.cuda.device_count()}; start no more "
             "processes than that, or set model.device=cpu"
         )
-    half = config.dtype == "bf16" or (config.dtype == "auto" and (cuda or fast_bf16()))
     device = torch.device("cuda", local_rank()) if cuda else torch.device("cpu")
-    return device, torch.bfloat16 if half else torch.float32
+    if config.dtype != "auto":
+        return device, DTYPES[config.dtype]
+    if cuda:
+        return device, torch.bfloat16 if _has_bf16(device) else torch.float16
+    return device, torch.bfloat16 if fast_bf16() else torch.float32
+
+
+def _has_bf16(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def dtype_warning(config: ModelConfig) -> str:
+    """What is to be said of the dtype that was asked for; empty if nothing is."""
+    device, dtype = choose_device(config)
+    if device.type == "cuda" and dtype == torch.bfloat16 and not _has_bf16(device):
+        return (
+            f"{torch.cuda.get_device_name(device)} has no bf16 and computes it by detours; model.dtype=fp16 is faster"
+        )
+    return ""
 
 
 def find_base(config: ModelConfig) -> Path:
@@ -188,11 +214,14 @@ def context_of(settings: Any) -> int:
 
 
 def load_base(folder: Path, config: ModelConfig, renderer: Renderer) -> Base:
-    """Load the weights, frozen, in eval mode. Raises ModelError when transformers cannot."""
+    """Load the weights, frozen, in eval mode, quantised if asked. Raises ModelError when transformers cannot."""
     from transformers import AutoModelForCausalLM
 
     device, dtype = choose_device(config)
     settings = read_config(folder, config)
+    quantised = quantisation(settings, config)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # libraries put on the current device what they make
 
     def read() -> Any:
         try:
@@ -202,18 +231,32 @@ def load_base(folder: Path, config: ModelConfig, renderer: Renderer) -> Base:
                 dtype=dtype,
                 trust_remote_code=config.trust_remote_code,
                 use_safetensors=True,
+                **_placed(config, device, dtype, quantised),
             )
-        except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        except (ValueError, OSError, RuntimeError, SafetensorError, ImportError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise ModelError(f"model.base {folder} cannot be loaded as a causal language model ({reason})") from error
-        return model.to(device)
+            kind = f", quantised as {quantised}," if quantised else ""
+            raise ModelError(
+                f"model.base {folder}{kind} cannot be loaded as a causal language model ({reason})"
+            ) from error
+        if not quantised:
+            return model.to(device)
+        steady(model, dtype)
+        return model
 
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # libraries put on the current device what they make
-    return wrap_base(read(), renderer, fingerprint_folder(folder), read)
+    return wrap_base(read(), renderer, fingerprint_base(folder, config), quantised, read)
 
 
-def wrap_base(model: Any, renderer: Renderer, fingerprint: str, reload: Callable[[], Any] | None = None) -> Base:
+def _placed(config: ModelConfig, device: torch.device, dtype: torch.dtype, quantised: str) -> dict[str, Any]:
+    """Where from_pretrained puts quantised weights, which cannot be moved later, and how it makes them."""
+    if config.quantise != "none":
+        return loading(config, device, dtype)
+    return {"device_map": {"": device}} if quantised else {}
+
+
+def wrap_base(
+    model: Any, renderer: Renderer, fingerprint: str, quantised: str = "", reload: Callable[[], Any] | None = None
+) -> Base:
     """Freeze a model that is already in memory. reload: gives one with the same weights again."""
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     if len(renderer.tokenizer) > vocabulary:
@@ -226,14 +269,24 @@ def wrap_base(model: Any, renderer: Renderer, fingerprint: str, reload: Callable
     head = model.get_output_embeddings()
     if head is not None:
         head.register_forward_pre_hook(_contiguous)
-    weight, layout = model.get_input_embeddings().weight, choose_layout(model, vocabulary)
-    context = context_of(model.config)
-    return Base(model, renderer, fingerprint, context, vocabulary, weight.device, weight.dtype, layout, reload)
+    layout, context = choose_layout(model, vocabulary), context_of(model.config)
+    weight = model.get_input_embeddings().weight
+    return Base(
+        model, renderer, fingerprint, context, vocabulary, weight.device, weight.dtype, layout, quantised, reload
+    )
 
 
 def _contiguous(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """Before the head: a slice of hidden states times frozen bf16 weights copies the weights once per row on a CPU."""
     return (given[0].contiguous(), *given[1:])
+
+
+def fingerprint_base(folder: Path, config: ModelConfig) -> str:
+    """The fingerprint of the weights that `load_base` gives: the folder's, or another one if they are quantised."""
+    content = fingerprint_folder(folder)
+    if config.quantise == "none":
+        return content
+    return quantised_fingerprint(content, folder, config, choose_device(config)[1])
 
 
 def fingerprint_folder(folder: Path) -> str:
@@ -252,8 +305,3 @@ def fingerprint_folder(folder: Path) -> str:
             with open(file, "rb") as opened:
                 total.update(hashlib.file_digest(opened, "sha256").digest())
     return total.hexdigest()[:16]
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -44,7 +44,8 @@ class Flops:
         frozen = trained = first = 0
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear | Conv1D) and module is not head:
-                size = module.weight.numel()
+                linear = isinstance(module, nn.Linear)  # whose weight may be packed in 4 bits
+                size = module.in_features * module.out_features if linear else module.weight.numel()
                 if module.weight.requires_grad:
                     trained += size
                 else:

@@ -92,7 +92,8 @@ class Ring:
         """Put a player on the base, frozen, in eval mode; returns the model.
 
         merged  add the adapters to the base's weights until the next turn: faster, and equal but for rounding.
-                Where that cannot be, or would change another weight too (a tied head), they stay beside the base.
+                Where that cannot be (models/merged.py), would change another weight too (a tied head), or would have to
+                be quantised again, they stay beside the base.
 
         Raises LawBroken if the weights now in memory are not those the player was saved with.
         """
@@ -105,7 +106,7 @@ class Ring:
         else:
             prints = [self._attach(folder, f"theta_{index}") for index, folder in enumerate(player.adapters)]
             self._activate([f"theta_{index}" for index in range(len(prints))])
-            if merged and prints and self.row.merges and not (self._adapts_tied() or trained_whole(self._wrapped)):
+            if merged and prints and self._folds():
                 self._fold()
         self._freeze()
         self.seated = digest([self.base.fingerprint, *prints])
@@ -245,6 +246,11 @@ class Ring:
         self._folded.merge(self._wrapped)
         self._wrapped = None
         self.model = self.base.model
+
+    def _folds(self) -> bool:
+        """Whether what is active may be merged into the base in place."""
+        apart = self._adapts_tied() or bool(trained_whole(self._wrapped))
+        return self.row.merges and not self.base.quantised and not apart
 
     def _adapts_tied(self) -> bool:
         """An adapter beside the head changes the head; merged into a matrix shared with the embedding, both."""

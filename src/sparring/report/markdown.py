@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from sparring.report.findings import headline_notes, verdict_of, warnings_of
+from sparring.report.quantised import QUANTISED_HEADER, quantised_line, quantised_rows
 from sparring.report.records import Run, read_answers
 from sparring.report.tables import Column, Line, budget_rows, columns, result_lines
 from sparring.report.tested import tested_lines, tested_notes
@@ -19,6 +20,8 @@ def markdown(run: Run, again: Sequence[tuple[str, str]], config: str) -> str:
     parts += [inline(note) for note in headline_notes(run)]
     parts += ["## Results", _results(run)]
     parts += tested(run)
+    if rows := quantised_rows(run):
+        parts += ["## What quantising the base cost", inline(quantised_line(run)), table(QUANTISED_HEADER, rows)]
     found = warnings_of(run)
     parts += ["## Warnings", "\n".join(f"- {inline(line)}" for line in found) if found else "None."]
     parts += ["## Side by side", *_answers(run)]

@@ -17,6 +17,7 @@ from sparring.report.findings import headline_notes, verdict, verdict_of, warnin
 from sparring.report.frame import render, replace
 from sparring.report.markdown import markdown
 from sparring.report.plots import draw
+from sparring.report.quantised import QUANTISED_HEADER, quantised_line, quantised_rows
 from sparring.report.records import Run, read_answers, read_run, shown, text
 from sparring.report.sheets import phases_csv, scores_csv
 from sparring.report.tables import budget_rows, columns, duration, result_lines, result_rows
@@ -59,6 +60,9 @@ def _html(run: Run, again: list[tuple[str, str]], config: str) -> str:
         test_columns=test_columns,
         test_lines=test_lines,
         test_notes=tested_notes(run),
+        quantised=quantised_rows(run),
+        quantised_header=QUANTISED_HEADER,
+        quantised_line=quantised_line(run),
         budget=budget_rows(run),
         again=again,
         config=config,
@@ -70,8 +74,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     base, data, hardware = (_part(run, key) for key in ("base", "data", "hardware"))
     parameters = base.get("parameters")
     size = f", {parameters:,} parameters" if isinstance(parameters, int) else ""
+    held = f", {text(base['quantised'])}" if base.get("quantised") else ""
     facts = [
-        ("base", f"{text(base['name'])}{size}" if base.get("name") else ""),
+        ("base", f"{text(base['name'])}{size}{held}" if base.get("name") else ""),
         ("data", _data_fact(data)),
         ("adapter", _method_fact(run)),
         ("device", text(hardware.get("device") or hardware.get("cpu"))),

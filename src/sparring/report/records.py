@@ -43,6 +43,7 @@ class Run:
     """A run folder's records: `steps` and `checks` by phase, `phases` and `scores` in the run's order.
 
     tests  what the test split said, by "best" and "last"
+    quantisation  what quantising the base cost; empty if it is not quantised
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Run:
     phases: dict[str, Row] = field(default_factory=dict)
     scores: dict[str, Row] = field(default_factory=dict)
     tests: dict[str, Row] = field(default_factory=dict)
+    quantisation: Row = field(default_factory=dict)
     warnings: tuple[tuple[str, str], ...] = ()
     unreadable: int = 0
 
@@ -113,6 +115,8 @@ def read_run(folder: Path) -> Run:
     phases: dict[str, Row] = {}
     scores: dict[str, Row] = {}
     tests: dict[str, Row] = {}
+    costs: dict[str, Row] = {}
+    named = {"scores": (scores, "player"), "test": (tests, "which"), "quantisation": (costs, "event")}
     warnings: dict[tuple[str, str], None] = {}
     unreadable = 0
     for row in read_lines(folder / "metrics.jsonl"):
@@ -123,10 +127,9 @@ def read_run(folder: Path) -> Run:
             checks.setdefault(phase, {})[row.get("step")] = row
         elif event == "phase":
             phases[phase] = row
-        elif event == "scores":
-            scores[text(row.get("player"))] = row
-        elif event == "test":
-            tests[text(row.get("which"))] = row
+        elif event in named:
+            rows, key = named[event]
+            rows[text(row.get(key))] = row
         elif event == "warning":
             warnings[text(phase), text(row.get("text"))] = None
         elif event is None:
@@ -140,6 +143,7 @@ def read_run(folder: Path) -> Run:
         phases=phases,
         scores=dict(sorted(scores.items(), key=lambda item: player_order(item[0]))),
         tests=dict(sorted(tests.items())),
+        quantisation=costs.get("quantisation", {}),
         warnings=tuple(warnings),
         unreadable=unreadable,
     )

@@ -14,6 +14,7 @@ from sparring.report.records import Row, Run, difference, exact, number, read_ru
 MISSING = "–"
 KINDS = {  # the last part of a phase's name: what was done in it
     "data": "data",
+    "quantisation": "judging",
     "base-scores": "judging",
     "sft-scores": "judging",
     "scores": "judging",
@@ -227,6 +228,7 @@ def phase_label(phase: str) -> str:
     if slash and head.isdecimal():
         return text(f"iteration {head}: {verbs.get(tail, tail)}")
     names = {"base-scores": "base: judge", "sft-scores": "SFT: judge", "sft": "SFT: learn", "data": "data"}
+    names["quantisation"] = "cost of quantising"
     return text(names.get(phase.replace("/", "-"), phase))
 
 

@@ -1,0 +1,45 @@
+"""The verbs that hand a player over: merge. Their modules are imported when chosen."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparring.cli_evaluate import JsonOption, RunArgument, RunsOption
+
+app = typer.Typer()
+
+
+class Dtype(StrEnum):
+    """What weights are written in."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+@app.command()
+def merge(
+    which: RunArgument,
+    out: Annotated[Path, typer.Option(help="the folder to write")],
+    iteration: Annotated[str, typer.Option(help="best, sft, or an iteration's number")] = "best",
+    dtype: Annotated[Dtype | None, typer.Option(help="of the weights; default: what the run computed in")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace a model's folder that is there")] = False,
+    folder: RunsOption = "runs",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a player merged into its base, never a quantised one, as an ordinary model folder; then measure it."""
+    from sparring.browse import find_run
+    from sparring.export.merged import merge_run
+    from sparring.terminal import print_table
+
+    found = merge_run(find_run(which, Path(folder)), out, iteration, dtype and dtype.value, force)
+    if as_json:
+        print(json.dumps(found.facts()))
+        return
+    print_table(*found.table())
+    print(f"\n{found.text()}")
