@@ -279,6 +279,16 @@ class Config(Section):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     compare: CompareConfig | None = Field(None, description="arms that `sparring compare` trains beside self-play")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_in_fp32(cls, tree: Any) -> Any:
+        """Where every weight trains, small updates would be lost in 16 bits: `auto` is fp32 then."""
+        given, model = (tree.get("method"), tree.get("model") or {}) if isinstance(tree, dict) else (None, None)
+        name = given.get("name") if isinstance(given, dict) else getattr(given, "name", given)
+        if isinstance(model, dict) and name in METHODS and METHODS[name].whole and model.get("dtype", "auto") == "auto":
+            return {**tree, "model": {**model, "dtype": "fp32"}}
+        return tree
+
     @model_validator(mode="after")
     def _method_fits(self) -> Config:
         row, hold = method_of(self.method), self.selfplay.hold
@@ -287,6 +297,16 @@ class Config(Section):
             raise ValueError(
                 f'selfplay.hold "{hold}" is not for method {row.name}, whose players cannot be '
                 f"{'merged' if hold == 'merge' else 'stacked'} under another; give {' or '.join(able)}"
+            )
+        if self.model.quantise != "none" and not row.quantised:
+            raise ValueError(
+                f"model.quantise {self.model.quantise} is not for method {row.name}, which needs the base's weights as "
+                "they are; give another method, or model.quantise none"
+            )
+        if row.whole and self.model.dtype == "fp16":
+            raise ValueError(
+                "model.dtype fp16 is not for method full: weights that train in 16 bits lose what a step adds; give "
+                "fp32, or another method"
             )
         if hold != "continue" and self.method.beside:
             raise ValueError(

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sparring.allowance import Cost, epochs_within
 from sparring.config import learning_rate
@@ -42,6 +43,8 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
         session.run.warn(f"answers cannot share their prompt's pass with this base: {base.layout.why}; it is slower so")
     if said := dtype_warning(session.config.model):
         session.run.warn(said)
+    if session.ring.row.whole and base.dtype == torch.bfloat16:
+        session.run.warn("every weight trains in bf16, which loses updates below 1/256 of a weight; fp32 keeps them")
     if session.config.start is not None or config.epochs == 0:
         if session.crew.writes:
             _given(session, folder)

@@ -30,7 +30,8 @@ def settled(config: Config) -> Config:
             f"start {folder} is a player of method {theirs.summary}, which is trained on, but the config says method "
             f"{config.method.summary}; leave method out"
         )
-    return config.model_copy(update={"method": config.method if "method" in config.model_fields_set else theirs})
+    method = config.method if "method" in config.model_fields_set else theirs
+    return Config.model_validate({**config.model_dump(mode="json"), "method": method.model_dump(mode="json")})
 
 
 def fingerprint_start(config: Config) -> str:

@@ -15,7 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparring.config import GenerationConfig
 from sparring.generation.local import LocalGenerator
 from sparring.generation.sampling import stream_keys
+from sparring.methods import METHODS
 from sparring.models.flops import Flops
+from sparring.models.players import Player, Ring
 from sparring.models.scoring import answer_logprobs, computed_tokens
 from sparring.models.virtual import VirtualConfig
 
@@ -92,3 +94,24 @@ def test_virtual_tokens(name: str, kind: str, rows: list[tuple[list[int], list[i
         answers = generator([ids(40, k) for k in range(4)], stream_keys(0, 0, [1, 2, 3, 4], [0] * 4), 24)
     said = [len(answer.ids) for answer in answers]
     assert flops.decoding([40] * 4, said) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["llama", "gpt_neo"])
+def test_every_method(name: str, method: str) -> None:
+    base = base_named(name)
+    """In two layers the first is half of the model, and a pass of 126 tokens is small beside DoRA's norms."""
+    length = {"length": 3} if method in ("prompt", "prefix") else {}
+    ring = Ring(base, METHODS[method].settings(**length), "base")
+    model = ring.challenge(Player.untrained(base), seed=0).train()
+    above, below = {"houlsby": (0.3, 0), "pfeiffer": (0.4, 0), "ia3": (0.06, 0), "dora": (0, 0.15)}.get(method, (0, 0))
+    lengths, scored = [len(prompt) + len(answer) - 1 for prompt, answer in SHARED], sum(len(a) for _, a in SHARED)
+    flops, tokens = Flops.of(model), computed_tokens(base, SHARED)
+    with torch.no_grad(), counted() as counter:
+        answer_logprobs(model, base, SHARED)
+    passed = counter.get_total_flops()
+    assert (0.98 - below) * passed <= flops.forward(lengths, scored, tokens) <= 1.02 * passed
+    with counted() as counter:
+        (-answer_logprobs(model, base, SHARED).logprob_A.sum()).backward()
+    trained = counter.get_total_flops()
+    assert (0.98 - below) * trained <= flops.training(lengths, scored, tokens) <= (1.02 + above) * trained

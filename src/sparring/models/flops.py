@@ -1,7 +1,9 @@
 """Floating-point operations of a pass, counted from the sizes of the matrices (2 per multiply-add).
 
 Attention counts whole squares, the masked half included, as profilers do. tests/parity/test_flops.py holds the counts
-against those of torch.utils.flop_counter.
+against those of torch.utils.flop_counter. Two things are left out, which are small in models of many layers: what the
+first layer spares where an adapter stands only behind its attention or its feed-forward part, and DoRA's norms, which
+cost a product of its matrices in every pass.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ class Flops:
     first    weights fed by the frozen embedding: nothing needs the gradient of their input
     virtual  tokens before every prompt, which lengths do not count
     queries  width of attention whose queries need no gradient
+    again    passes of the head in training: its logits and the gradient behind them at once (models/head.py); where
+             it has an adapter its logits are made again, and where it trains itself its gradient is one more
     """
 
     frozen: int
@@ -36,6 +40,7 @@ class Flops:
     first: int = 0
     virtual: int = 0
     queries: int = 0
+    again: int = 2
 
     @staticmethod
     def of(model: Any) -> Flops:
@@ -57,9 +62,12 @@ class Flops:
             getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         )
         inputs, asked = no_gradients(model)
-        first, queries = first if inputs else 0, width if asked else 0
-        layers = text.num_hidden_layers
-        return Flops(frozen, trained, head.weight.numel(), layers * width, first, virtual_tokens(model), queries)
+        trains = model.get_input_embeddings().weight.requires_grad
+        first, queries = first if inputs and not trains else 0, width if asked else 0
+        attention, virtual = text.num_hidden_layers * width, virtual_tokens(model)
+        plain = type(head) is nn.Linear and not head.weight.requires_grad
+        again = 2 if plain else 4 if head.weight.requires_grad else 3
+        return Flops(frozen, trained, head.weight.numel(), attention, first, virtual, queries, again)
 
     def forward(self, lengths: Sequence[int], scored: int, tokens: int | None = None) -> int:
         """A forward pass over rows `[prompt | answer]` of these lengths with the head at `scored` positions.
@@ -85,7 +93,7 @@ class Flops:
         first, queries = (0, 0) if checkpointing else (self.first, self.queries)
         linear = (4 * self.frozen + 6 * self.trained - 2 * first) * tokens
         again = (2 * (self.frozen + self.trained) * tokens + 4 * self.attention * pairs) if checkpointing else 0
-        return linear + again + 4 * self.head * scored + (12 * self.attention - 2 * queries) * pairs
+        return linear + again + 2 * self.again * self.head * scored + (12 * self.attention - 2 * queries) * pairs
 
     def decoding(self, prompts: Sequence[int], answers: Sequence[int]) -> int:
         """Prefill and, with a cache, one pass per sampled token but the last, which nothing follows."""
