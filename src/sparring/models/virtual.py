@@ -30,6 +30,8 @@ NAME = "sparring_virtual"
 SAVED = "prompt_embeddings"  # what PEFT calls the one tensor of either kind
 COMMON = 5000  # tokens that a start is drawn from, as Lester et al. (section 3.2): vocabularies begin with the frequent
 
+SMALL = 0.02  # the deviation of a start from noise
+
 Kind = Literal["prompt", "prefix"]
 
 
@@ -38,11 +40,13 @@ class VirtualConfig(PeftConfig):
     """n virtual tokens. What is of the base is filled in when they are put on it.
 
     kind      what of them is trained: prompt or prefix
-    init_ids  tokens to start from, repeated or cut to n; None: drawn from the frequent ones with torch's seed
+    start     tokens: what the base makes of real ones, their embeddings or keys and values; noise: normal, and small
+    init_ids  these tokens, repeated or cut to n; None: drawn from the frequent ones with torch's seed
     """
 
     kind: Kind = "prompt"
     num_virtual_tokens: int = 20
+    start: Literal["tokens", "noise"] = "tokens"
     init_ids: list[int] | None = None
     token_dim: int | None = None
     num_layers: int | None = None
@@ -185,6 +189,8 @@ class VirtualModel(BaseTuner):
         else:
             with torch.no_grad():
                 self._start = embedding(torch.tensor(ids, device=embedding.weight.device)).float()
+        if config.start == "noise" and not config.inference_mode:
+            self._start = SMALL * torch.randn(self._start.shape).to(self._start.device)
         for name, size in zip(("token_dim", "num_layers", "num_attention_heads"), sizes, strict=True):
             if getattr(config, name) not in (None, int(size)):
                 raise ValueError(
