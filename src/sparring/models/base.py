@@ -43,7 +43,7 @@ DROPOUTS = (
 class Base:
     """One frozen model in memory.
 
-    context  the most tokens that prompt and answer may have together
+    context  the most tokens that prompt and answer may have together, and a player's virtual tokens before them
     layout   how it is called when answers are scored or trained on
     """
 
