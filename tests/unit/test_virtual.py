@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import bitsandbytes
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -15,12 +15,14 @@ from safetensors.torch import load_file, save_file
 from tests.helpers import CONTEXT, base_of, byte_tokenizer, config_of, model_of, random_rows, renderer_of
 from torch import Tensor, nn
 
+from sparring import measuring
 from sparring.config import DataConfig, GenerationConfig
 from sparring.data.collate import Row
 from sparring.data.load import Loaded
 from sparring.data.messages import Conversation, Message
 from sparring.data.prepare import prepare
-from sparring.errors import DataError
+from sparring.errors import DataError, InputError
+from sparring.evaluation import harness
 from sparring.generation.local import LocalGenerator
 from sparring.generation.sampling import stream_keys
 from sparring.models.base import Base, quiet_dropout, wrap_base
@@ -138,11 +140,16 @@ def test_rows_in_every_layout_are_single_rows(name: str, kind: Kind) -> None:
     model, rows = player_on(base, kind), shared_rows(base)
     expected = torch.stack([by_hand(model, base, row).double().sum() for row in rows])
     assert base.layout.packed == (name not in ("gpt_neo", "gptj"))
-    for layout in {base.layout, Layout(direct=True), Layout()}:
+    matrix, gradients = next(p for p in model.parameters() if p.requires_grad), []
+    for layout in (Layout(), Layout(direct=True), base.layout):
         shown = dataclasses.replace(base, layout=layout)
-        with torch.no_grad():
-            got = answer_logprobs(model, shown, rows).logprob_A
-        torch.testing.assert_close(got, expected, rtol=1e-6, atol=5e-5)
+        got = answer_logprobs(model, shown, rows).logprob_A
+        torch.testing.assert_close(got.detach(), expected, rtol=1e-6, atol=5e-5)
+        got.sum().backward()
+        gradients.append(matrix.grad)
+        matrix.grad = None
+        torch.testing.assert_close(gradients[-1], gradients[0], rtol=1e-4, atol=1e-5)
+        assert gradients[0].abs().max() > 0
         single = [score(model, shown, [row], 4096)[0] for row in rows]
         torch.testing.assert_close(torch.tensor(single, dtype=torch.float64), expected, rtol=1e-6, atol=5e-5)
 
@@ -262,6 +269,7 @@ def test_a_call_between_forward_and_backward_is_not_silently_taken() -> None:
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 @pytest.mark.filterwarnings("ignore")
 def test_quantised_bases(name: str, four: bool, kind: Kind) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
     tokenizer = byte_tokenizer()
     model = model_of(quiet_dropout(config_of(name, tokenizer)))
     for parent in list(model.get_decoder().modules()):
@@ -301,6 +309,19 @@ def test_trained_in_fp32_on_a_bf16_base() -> None:
         expected = torch.stack([by_hand(model, base, row).double().sum() for row in rows])
         assert (together.detach() - expected).abs().max() < 0.5
         together.sum().backward()
+
+
+def test_lm_eval_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would measure the base: virtual tokens are none of the harness's."""
+    base = base_of("llama")
+    player_on(base, "prompt")
+    ring = SimpleNamespace(base=base, seat=lambda player: base.model)
+    monkeypatch.setattr(harness, "need_harness", lambda: None)
+    monkeypatch.setattr(measuring, "find_run", lambda *_: tmp_path)
+    monkeypatch.setattr(measuring, "open_player", lambda *_: SimpleNamespace(ring=ring, player=None))
+    monkeypatch.setattr(measuring, "player_name", lambda *_: "sft")
+    with pytest.raises(InputError, match="5 virtual tokens would be left out"):
+        measuring.bench_run("run", tmp_path, "arc_easy", None, "sft", None)
 
 
 # ---------------------------------------------------------------- adapters
@@ -377,7 +398,7 @@ def test_a_prompt_starts_from_real_tokens() -> None:
     started = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        model = get_peft_model(base.model, config_for("prompt"))
+        model = get_peft_model(base.model, config_for("prompt", start="tokens"))
         started.append(tensors_of(model)[SAVED])
         model.unload()
     assert torch.equal(started[0], started[1])
@@ -385,6 +406,20 @@ def test_a_prompt_starts_from_real_tokens() -> None:
     assert all((weight == row).all(dim=1).any() for row in started[0])
     model = get_peft_model(base.model, config_for("prompt", init_ids=[7, 9]))
     assert torch.equal(tensors_of(model)[SAVED], weight[[7, 9, 7, 9, 7]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_start_from_small_noise(kind: Kind) -> None:
+    base = base_of("llama")
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        model = get_peft_model(base.model, config_for(kind))
+        drawn.append(tensors_of(model)[SAVED].clone())
+        model.unload()
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert 0.01 < drawn[0].std() < 0.03
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt2", "gpt_neo"])

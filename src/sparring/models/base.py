@@ -48,7 +48,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Base:
     """One frozen model in memory.
 
-    context  the most tokens that prompt and answer may have together
+    context  the most tokens that prompt and answer may have together, and a player's virtual tokens before them
     layout   how it is called when answers are scored or trained on
     quantised  how its weights lie in memory: "" in `dtype`, "nf4", "int8", or as it came (models/quantised.py)
     reload   reads the same weights once more; None: they were not read from a folder
