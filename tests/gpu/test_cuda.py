@@ -65,3 +65,19 @@ def test_a_small_run(tmp_path: Path) -> None:
     with session(tmp_path, "model.device=cuda", "model.dtype=bf16", "selfplay.iterations=1") as opened:
         best = self_play(opened)
     assert (best.folder / "best.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_small_run_on_a_quantised_base(tmp_path: Path, kind: str, dtype: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    settings = ("model.device=cuda", f"model.dtype={dtype}", f"model.quantise={kind}", "selfplay.iterations=1")
+    with session(tmp_path, *settings) as opened:
+        best = self_play(opened)
+        base = opened.ring.base
+        rows = random_rows(base.vocabulary, count=8)
+        opened.ring.seat(Player.untrained(base))
+        evaluated = score(base.model, base, rows, 8192)
+        assert score(base.model.train(), base, rows, 8192) == evaluated
+    assert (best.folder / "best.json").exists()
+    assert base.quantised == kind
