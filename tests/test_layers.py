@@ -101,6 +101,7 @@ ROWS = {
     "report.plots": 4,
     "report.study_plots": 4,
     "report.study_tables": 4,
+    "support": 4,
     "arms": 5,
     "configfile": 5,
     "data.formats": 5,

@@ -76,6 +76,7 @@ SURFACE = {
     },
     "compare": set(),
     "merge": {"--out", "--iteration", "--dtype", "--force", "--runs", "--json"},
+    "methods": {"--markdown", "--json"},
     "mt-bench": {"--questions", "--player", "--model-id", "--limit", "--max-new-tokens", "--out", "--runs"},
     "sample": {"--player", "--count", "--seed", "--temperature", "--max-new-tokens", "--runs"},
 }

@@ -1,4 +1,4 @@
-"""The verbs that hand a player over: merge. Their modules are imported when chosen."""
+"""Which methods there are, and the verb that hands a player over: methods, merge. Modules are imported when chosen."""
 
 from __future__ import annotations
 
@@ -43,3 +43,21 @@ def merge(
         return
     print_table(*found.table())
     print(f"\n{found.text()}")
+
+
+@app.command()
+def methods(
+    markdown: Annotated[bool, typer.Option("--markdown", help="as a Markdown table")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The PEFT methods, and what can be done with their players."""
+    from sparring.support import HEADER, support_markdown, support_rows
+    from sparring.terminal import print_table
+
+    if markdown:
+        print(support_markdown(), end="")
+    elif as_json:
+        for row in support_rows():
+            print(json.dumps(dict(zip(HEADER, row, strict=True))))
+    else:
+        print_table(HEADER, support_rows())

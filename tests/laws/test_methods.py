@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sparring.config import GenerationConfig, SelfPlayConfig
+from sparring.config import GenerationConfig, ModelConfig, SelfPlayConfig
 from sparring.configfile import build_config
 from sparring.data.pairs import Pair
 from sparring.errors import ConfigError, ModelError
@@ -23,12 +23,12 @@ from sparring.generation.sampling import stream_keys
 from sparring.job import run_job
 from sparring.methods import METHODS
 from sparring.models.adapters import fingerprint_tensors
-from sparring.models.base import Base
+from sparring.models.base import Base, load_base, load_renderer
 from sparring.models.forward import Layout
 from sparring.models.players import Player, Ring
 from sparring.models.scoring import answer_logprobs, score
 from sparring.tasks import PairTask
-from tests.helpers import base_of, disturb, make_player, random_rows
+from tests.helpers import base_of, disturb, make_player, random_rows, save_base
 from tests.parity.test_architectures import TOKENIZERS, check_run, settings
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -357,3 +357,41 @@ def test_only_some_players_are_kept(method: str, tmp_path: Path) -> None:
     every = run_job(build_config(tree | {"name": "every", "selfplay": {**tree["selfplay"], "keep": None}}))
     for path, content in before.items():
         assert (every / path.relative_to(run)).read_bytes() == content
+
+
+# ---------------------------------------------------------------- on a quantised base
+
+
+QUANTISED = [(method, kind) for method, row in METHODS.items() for kind in ("nf4", "int8") if row.quantised]
+
+
+@pytest.mark.parametrize(("method", "kind"), QUANTISED, ids=[f"{method}-{kind}" for method, kind in QUANTISED])
+def test_on_a_quantised_base(method: str, kind: str, tmp_path: Path) -> None:
+    """The same laws in 4 and 8 bits: equal to its opponent, only it learns, all of it learns, the base's bytes stay."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    config = ModelConfig(base=str(save_base(tmp_path / "base", "llama", TOKENIZERS["llama"]())), quantise=kind)
+    config = config.model_copy(update={"device": "cpu", "dtype": "fp32"})
+    base = load_base(Path(config.base), config, load_renderer(Path(config.base), config))
+    before = bytes_of(base)
+    ring = ring_with(method, base)
+    player = trained(ring, tmp_path)
+    ring.seat(player, merged=True)
+    assert ring.model is not base.model, "what is merged would have to be quantised again"
+    expected = scores(ring)
+    model = ring.challenge(player, seed=1).train()
+    assert scores(ring) == expected
+    optimiser = torch.optim.AdamW(list(ring.trainable().values()), lr=1e-2, weight_decay=0.0)
+    start = {key: p.detach().clone() for key, p in ring.trainable().items()}
+    for _ in range(2):
+        torch.autograd.backward(-answer_logprobs(model, base, rows_of(base)).logprob_A.sum())
+        optimiser.step()
+        optimiser.zero_grad()
+    assert not [key for key, p in ring.trainable().items() if torch.equal(p, start[key])]
+    ring.seat(Player.untrained(base))
+    assert bytes_of(base) == before
+
+
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if not row.quantised])
+def test_what_cannot_stand_on_a_quantised_base_is_refused(method: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.quantise nf4 is not for method {method}"):
+        build_config({"method": section(method), "model": {"quantise": "nf4"}})

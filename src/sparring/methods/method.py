@@ -60,6 +60,7 @@ class Method:
     merges          an adapter can be added to the base's weights
     packs           packed rows give the numbers of separate ones, where the base can be packed at all
     quantised       it can stand on a 4- or 8-bit base
+    processes       several processes share its training (each holds the whole model)
     decays          weight decay moves nothing that must stay
     gguf, vllm      how its players get there
     lr              fine-tuning learning rates worth trying on small models; self-play takes a tenth
@@ -78,6 +79,7 @@ class Method:
     merges: bool = False
     packs: bool = True
     quantised: bool = True
+    processes: bool = True
     decays: bool = True
     gguf: Home = "no"
     vllm: Home = "no"

@@ -13,6 +13,9 @@ class _Virtual(Settings):
     """Settings of both kinds."""
 
     length: PositiveInt = Field(16, description="virtual tokens, which take up context")
+    init: Literal["noise", "tokens"] = Field(
+        "noise", description="small noise, or what the base makes of frequent tokens, which large models prefer"
+    )
 
     @property
     def virtual(self) -> int:
@@ -45,7 +48,9 @@ class Prefix(_Virtual):
 def _fresh(base: Any, settings: Prompt | Prefix, dropout: float) -> Any:
     from sparring.models.virtual import VirtualConfig
 
-    return VirtualConfig(task_type="CAUSAL_LM", kind=settings.name, num_virtual_tokens=settings.length)
+    return VirtualConfig(
+        task_type="CAUSAL_LM", kind=settings.name, num_virtual_tokens=settings.length, start=settings.init
+    )
 
 
 def _read(about: dict[str, Any], kind: str) -> dict[str, Any] | None:
@@ -59,7 +64,7 @@ PROMPT = Method(
     fresh=_fresh,
     starts_as_base=False,
     stacks=False,
-    lr=(1e-3, 1e-2, 1e-1),
+    lr=(3e-3, 1e-2, 3e-2),
     read=lambda about: _read(about, "PROMPT_TUNING"),
 )
 PREFIX = Method(
@@ -69,6 +74,6 @@ PREFIX = Method(
     fresh=_fresh,
     starts_as_base=False,
     stacks=False,
-    lr=(1e-3, 1e-2, 1e-1),
+    lr=(3e-2, 1e-1, 3e-1),
     read=lambda about: _read(about, "PREFIX_TUNING"),
 )

@@ -130,7 +130,10 @@ class Ring:
         torch.manual_seed(seed)
         self._add(TRAINED, self._fresh(dropout))
         if self.row.begin is not None:
-            self.row.begin(self._wrapped, TRAINED)
+            try:
+                self.row.begin(self._wrapped, TRAINED)
+            except ValueError as error:
+                raise ConfigError(_unfit(self.method, str(error))) from error
         if opponent.hold == "merge":
             self._refuse_tied()
         active = [] if opponent.hold == "merge" else [f"theta_{index}" for index in range(len(opponent.adapters))]
@@ -197,7 +200,7 @@ class Ring:
         try:
             return self.row.fresh(self.base.model, self.method, dropout)
         except ValueError as error:
-            raise ConfigError(f"method {self.row.name} does not fit this base: {error}") from error
+            raise ConfigError(_unfit(self.method, str(error))) from error
 
     def _add(self, name: str, config: Any) -> None:
         from peft import get_peft_model
@@ -209,11 +212,7 @@ class Ring:
                 else:
                     self._wrapped.add_adapter(name, config)
             except ValueError as error:
-                modules = getattr(self.method, "target_modules", None)
-                raise ConfigError(
-                    f"method.target_modules {modules!r} does not fit this base "
-                    f"({' '.join(str(error).split())[:200]}); give module names of the base, or all-linear"
-                ) from error
+                raise ConfigError(_unfit(self.method, " ".join(str(error).split())[:300])) from error
         self.model = self._wrapped
 
     def _attach(self, folder: Path, name: str) -> str:
@@ -289,6 +288,15 @@ class Ring:
                 module.p = dropout if key.endswith(f"dropout.{name}") else 0.0
         if self.row.train is not None:
             self.row.train(self._wrapped, name)
+
+
+def _unfit(method: Settings, why: str) -> str:
+    """What is said when an adapter cannot be put on a base."""
+    modules = getattr(method, "target_modules", None)
+    if modules is None:
+        return f"method {method.name} does not fit this base ({why})"
+    linear = ", or all-linear" if "all-linear" in str(type(method).model_fields["target_modules"].default) else ""
+    return f"method.target_modules {modules!r} does not fit this base ({why}); give module names of the base{linear}"
 
 
 def sign(folder: Path, base: Base, hold: str, kept: tuple[Path, ...], prints: list[str], home: Path) -> Player:

@@ -1,0 +1,43 @@
+"""What can be done with each method's players: the table METHODS in words, for the terminal and for the docs."""
+
+from __future__ import annotations
+
+from sparring.methods import METHODS, Method
+
+HEADER = [
+    "method", "fresh = base", "packed rows", "merges", "hold", "4/8-bit base", "several GPUs", "GGUF", "vLLM"
+]  # fmt: skip
+MARK = {True: "yes", False: "no"}
+
+
+def support_rows() -> list[list[str]]:
+    """A row for every method under `HEADER`."""
+    return [_row(name, row) for name, row in METHODS.items()]
+
+
+def support_markdown() -> str:
+    """The same as a Markdown table."""
+    lines = [HEADER, ["---"] * len(HEADER), *support_rows()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _row(name: str, row: Method) -> list[str]:
+    holds = [hold for hold in ("continue", "merge", "stack") if row.holds(hold)]
+    return [
+        name,
+        MARK[row.starts_as_base],
+        MARK[row.packs],
+        "is whole" if row.whole else MARK[row.merges],
+        ", ".join(holds),
+        MARK[row.quantised],
+        MARK[row.processes],
+        _home(row, row.gguf),
+        _home(row, row.vllm),
+    ]
+
+
+def _home(row: Method, way: str) -> str:
+    """How a player gets into another engine."""
+    if way == "no":
+        return "no"
+    return "the model" if row.whole else "adapter or merged" if way == "adapter" else "merged"
