@@ -35,11 +35,19 @@ class Folded:
 
 
 def unwrap(wrapped: Any, model: Any) -> None:
-    """Take every adapter off a model. PEFT leaves a module trained whole in the base's place: the base's goes back."""
+    """Take every adapter off a model, and put the base's own modules back.
+
+    PEFT's `unload` leaves a module trained whole in the base's place, and refuses some methods on a quantised base.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     originals = {path: module.original_module for path, module in trained_whole(wrapped).items()}
-    wrapped.unload()
+    for path, module in wrapped.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            originals.setdefault(path.removeprefix("base_model.model."), module.get_base_layer())
     for path, module in originals.items():
         model.set_submodule(path, module)
+    vars(model).pop("peft_config", None)  # PEFT's mark on a model that has adapters
 
 
 def trained_whole(wrapped: Any) -> dict[str, Any]:
