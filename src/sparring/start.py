@@ -10,7 +10,7 @@ from sparring.files import digest, fingerprint_file, read_json
 from sparring.methods import METHODS, Settings
 from sparring.models.adapters import CONFIG, settings_of
 from sparring.models.adapters import WEIGHTS as ADAPTER
-from sparring.models.players import ABOUT
+from sparring.models.player import ABOUT
 from sparring.models.whole import WEIGHTS as WHOLE
 
 

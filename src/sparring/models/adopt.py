@@ -9,7 +9,8 @@ from sparring.errors import ModelError
 from sparring.files import read_json
 from sparring.models.adapters import CONFIG
 from sparring.models.adapters import WEIGHTS as ADAPTER
-from sparring.models.players import ABOUT, Player, Ring, sign
+from sparring.models.player import ABOUT, Player, sign
+from sparring.models.players import Ring
 from sparring.models.whole import WEIGHTS as WHOLE
 
 FILES = (CONFIG, ADAPTER, "config.json", WHOLE)
