@@ -172,7 +172,7 @@ def test_a_run_on_a_base_that_comes_quantised(make, tmp_path):
     text = plan(build_config(yaml.safe_load((run / "run.lock.yaml").read_text())["config"])).text
     assert "quantised NF4 as it comes: weights" in text
     assert "next to nothing here, and costs speed and accuracy; give the base in 16 bits" in text
-    with pytest.raises(ModelError, match="comes quantised .nf4.*; merge into the base in 16 bits"):
+    with pytest.raises(ModelError, match=r"comes quantised .nf4.*; merge into the base in 16 bits"):
         merge_run(run, tmp_path / "merged")
 
 
