@@ -273,8 +273,9 @@ def _seconds_per_answer(ring: Ring, config: Config, train: list[Prompt]) -> floa
     tokens = config.generation.batch_tokens or cache_tokens(ring.base)
     at_once = max(1, min(len(train), MOST_ROWS, tokens // (prompt + limit)))
     chosen = [train[i % len(train)].prompt_ids for i in range(at_once)]
+    merges = config.generation.merge and not ring.base.quantised
     # merged, a player is as fast as the base alone
-    model = ring.seat(Player.untrained(ring.base)) if config.generation.merge else ring.model.eval()
+    model = ring.seat(Player.untrained(ring.base)) if merges else ring.model.eval()
     generator = LocalGenerator(model, ring.base, config.generation)
     keys = stream_keys(0, 0, [0] * at_once, list(range(at_once)))
     generator(chosen, keys, 1)

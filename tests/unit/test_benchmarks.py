@@ -81,3 +81,15 @@ def test_a_wrong_length_is_refused_in_one_sentence() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "'12,8' is not three numbers of tokens such as 121,288,288" in done.stderr
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="quantised bases need bitsandbytes, which is not here")
+def test_quantised_forms_are_all_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import quantised
+
+    sizes = {"layers": 1, "width": 64, "vocabulary": 120, "tokens": 16, "repeat": 1, "threads": 1}
+    rows = quantised.main([f"--{name}={size}" for name, size in sizes.items()])
+    weights = [row["weights"] for row in rows.values()]
+    assert list(rows) == list(quantised.FORMS)
+    assert max(weights[1:]) < weights[0]
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows)

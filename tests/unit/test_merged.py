@@ -13,13 +13,14 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from tests.helpers import CHATML, byte_tokenizer, save_base
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from sparring.configfile import build_config
 from sparring.errors import InputError, LawBroken, ModelError, RunError
 from sparring.export import merged as export
 from sparring.export.merged import merge_run
 from sparring.job import run_job
+from sparring.plan import plan
 from sparring.report.findings import warnings_of
 from sparring.report.page import write_report
 from sparring.report.quantised import quantised_line, quantised_rows
@@ -155,6 +156,24 @@ def test_another_quantisation_is_another_run(make):
             make("nf4", "none")
     finally:
         (run / "aside").rename(run / "best")
+
+
+@needs_bitsandbytes
+def test_a_run_on_a_base_that_comes_quantised(make, tmp_path):
+    plain = Path(yaml.safe_load((make("none") / "run.lock.yaml").read_text())["base"]["name"])
+    packed = tmp_path / "packed"
+    asked = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    AutoModelForCausalLM.from_pretrained(plain, quantization_config=asked).save_pretrained(packed)
+    AutoTokenizer.from_pretrained(plain).save_pretrained(packed)
+    run = make("packed", **{"model.base": str(packed)})
+    read = read_run(run)
+    assert "NF4 base: weights 0.2 → 0.1 MiB; what that cost" in quantised_line(read)
+    assert any("comes quantised, and what it was before" in warning for warning in warnings_of(read))
+    text = plan(build_config(yaml.safe_load((run / "run.lock.yaml").read_text())["config"])).text
+    assert "quantised NF4 as it comes: weights" in text
+    assert "next to nothing here, and costs speed and accuracy; give the base in 16 bits" in text
+    with pytest.raises(ModelError, match=r"comes quantised .nf4.*; merge into the base in 16 bits"):
+        merge_run(run, tmp_path / "merged")
 
 
 # ---------------------------------------------------------------- merging
