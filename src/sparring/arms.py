@@ -59,7 +59,7 @@ def _anchored(config: Config) -> Settings:
 
 def _staged(config: Config) -> Settings:
     """Into a quantised base nothing is merged; adapters one upon another are the same function."""
-    return {"selfplay.negatives": "none", "selfplay.hold": "merge" if config.model.quantise == "none" else "stack"}
+    return {"selfplay.negatives": "none", "selfplay.hold": _stage(config) or "merge"}
 
 
 def _of_rank(config: Config) -> Settings:
@@ -146,10 +146,17 @@ def chosen_arms(config: Config, compare: CompareConfig) -> list[Arm]:
     return arms
 
 
+def _stage(config: Config) -> str:
+    """How a stage is put under the next one; empty if this method cannot be."""
+    row = method_of(config.method)
+    merges = row.holds("merge") and config.model.quantise == "none" and not config.method.beside
+    return "merge" if merges else "stack" if row.holds("stack") and not config.method.beside else ""
+
+
 def _standard(config: Config) -> list[str]:
     """The standard arms that can be had with this config."""
     sized = config.method.widened(2) is not None and config.start is None
-    able = {"rank": sized, "stages": method_of(config.method).holds("merge")}
+    able = {"rank": sized, "stages": bool(_stage(config))}
     return [name for name in STANDARD if able.get(name, True)]
 
 

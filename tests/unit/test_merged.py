@@ -20,6 +20,7 @@ from sparring.errors import InputError, LawBroken, ModelError, RunError
 from sparring.export import merged as export
 from sparring.export.merged import merge_run
 from sparring.job import run_job
+from sparring.methods import METHODS
 from sparring.plan import plan
 from sparring.report.findings import warnings_of
 from sparring.report.page import write_report
@@ -263,16 +264,13 @@ def test_nothing_is_overwritten(make, tmp_path):
         merge_run(run, tmp_path / "no" / "where")
 
 
-def test_what_cannot_be_merged_is_refused(make, tmp_path, monkeypatch):
+def test_what_cannot_be_merged_is_refused(make, tmp_path):
     with pytest.raises(InputError, match="the base has no adapter"):
         merge_run(make("none"), tmp_path / "a", "base")
     with pytest.raises(RunError, match='no player "7"'):
         merge_run(make("none"), tmp_path / "a", "7")
     with pytest.raises(RunError, match="this player is the base itself"):
         merge_run(make("untrained", **{"sft.epochs": 0, "selfplay.iterations": 0}), tmp_path / "a", "sft")
-    monkeypatch.setattr(export, "MERGES", ())
-    with pytest.raises(RunError, match="no sum with the base's weights and cannot be merged"):
-        merge_run(make("none"), tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -288,3 +286,21 @@ def test_into_another_base_nothing_is_merged(make, tmp_path):
             merge_run(run, tmp_path / "a")
     finally:
         path.write_bytes(kept)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_merged_or_refused(make, method, tmp_path):
+    """A whole model is written as it is; what is no change of the base's weights is refused in a sentence."""
+    rate = 1e-4 if method in ("full", "pissa") else 5e-3
+    run = make(f"of-{method}", method=method, **{"sft.lr": rate, "selfplay.lr": rate})
+    if METHODS[method].merges or METHODS[method].whole:
+        found = merge_run(run, tmp_path / "out", "0")
+        assert abs(found.off) < 1e-5
+        assert found.largest(1) < 1e-3
+        base, out = (load_file(place / "model.safetensors") for place in (run.parents[1] / "base", tmp_path / "out"))
+        assert base.keys() == out.keys()
+        assert any(not torch.equal(base[name], out[name]) for name in base)
+    else:
+        with pytest.raises(RunError, match=f"adapter of method {method}, which is no change of the base's weights"):
+            merge_run(run, tmp_path / "out", "0")
+        assert not list(tmp_path.iterdir())

@@ -22,17 +22,19 @@ from sparring.config import ModelConfig
 from sparring.data.pairs import Prompt, Rows
 from sparring.errors import InputError, LawBroken, ModelError, RunError
 from sparring.evaluation.nll import real_logprobs
-from sparring.files import read_json, remove, write_atomic
+from sparring.files import remove, write_atomic
+from sparring.methods import method_of
+from sparring.models.adapters import settings_of
 from sparring.models.base import DTYPES, Base, find_base, load_base, load_renderer, read_config
 from sparring.models.layout import NEAR
 from sparring.models.players import Player, Ring
 from sparring.models.quantised import described, stored_as
+from sparring.models.whole import WEIGHTS as WHOLE
 
 # How far the held-out NLL of the written folder may be from that of base and adapter side by side, in nats per token: a
 # fifth of what single tokens may differ by (root mean square) between two ways of computing one model's log-probs,
 # since this is a mean over many. On the laboratory it is 7e-9 in fp32, 3e-5 in fp16, 2e-4 in bf16.
 TOLERANCE = {name: NEAR[dtype] / 5 for name, dtype in DTYPES.items()}
-MERGES = ("LORA",)  # PEFT's name for adapters that are a sum with the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +153,13 @@ def _mergeable(opened: Opened) -> Path:
     if not opened.player.adapters:
         raise RunError("this player is the base itself (sft.epochs was 0), so there is nothing to merge")
     for adapter in opened.player.adapters:
-        kind = read_json(adapter / "adapter_config.json").get("peft_type")
-        if kind not in MERGES:
+        if (adapter / WHOLE).exists():
+            continue  # it is a model already, and is only written with a tokenizer
+        method = settings_of(adapter)
+        if not method_of(method).merges:
             raise RunError(
-                f"{adapter} is an adapter of method {opened.config.method.name}, which is no sum with the base's "
-                "weights and cannot be merged; use it beside the base, with PEFT"
+                f"{adapter} is an adapter of method {method.name}, which is no change of the base's weights and cannot "
+                "be merged; use it beside the base, with PEFT"
             )
     folder = find_base(opened.config.model)
     if kind := stored_as(read_config(folder, opened.config.model)):
@@ -177,8 +181,8 @@ def _write(ring: Ring, player: Player, source: Path, out: Path, dtype: str, chat
     model = ring.seat(player, merged=True)
     if isinstance(model, PeftModel):
         raise RunError(
-            "this player adapts the embedding or the head, which are one matrix in this base and cannot be merged "
-            "apart; use it beside the base, with PEFT"
+            "this player trains modules whole, or adapts the embedding or the head, which are one matrix in this base; "
+            "that cannot be merged; use it beside the base, with PEFT"
         )
     model.save_pretrained(out)
     for pattern in ("generation_config.json", "*.py", "LICENSE*"):
