@@ -74,7 +74,7 @@ SURFACE = {
         "--runs",
         "--json",
     },
-    "compare": set(),
+    "compare": {"--axis"},
     "mt-bench": {"--questions", "--player", "--model-id", "--limit", "--max-new-tokens", "--out", "--runs"},
     "sample": {"--player", "--count", "--seed", "--temperature", "--max-new-tokens", "--runs"},
 }

@@ -43,7 +43,7 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     if session.config.start is not None or config.epochs == 0:
         if session.crew.writes:
             _given(session, folder)
-        return {"stopped": None, "steps": 0, "tokens": 0, "flops": 0}
+        return {"stopped": None, "steps": 0, "tokens": 0, "flops": 0, "trainable": 0}
     model = session.ring.challenge(start, session.seed("sft adapter"), session.config.method.sft_dropout)
     prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
     longest = rows[int(np.argmax(np.add(prompts, real)))]
@@ -61,7 +61,8 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     items = [item for step in steps for item in step]
     lengths = [prompts[i] + real[i] - 1 for i in items]
     flops = Flops.of(model).training(lengths, sum(real[i] for i in items), checkpointing=budget.checkpointing)
-    return {"stopped": None, "steps": len(steps), "tokens": sum(lengths), "flops": flops}
+    made = {"stopped": None, "steps": len(steps), "tokens": sum(lengths), "flops": flops}
+    return {**made, "trainable": _trainable(session)}
 
 
 def _given(session: Session, folder: Path) -> None:
@@ -122,6 +123,7 @@ def learn(
         "steps": done,
         "tokens": tokens,
         "flops": flops.training(lengths, scored, tokens, budget.checkpointing),
+        "trainable": _trainable(session),
     }
 
 
@@ -152,7 +154,13 @@ def go_on(
     done = max((event["step"] for event in session.run.events() if event["event"] == "step"), default=0)
     items = [item for step in steps[:done] for item in step]
     spent = flops.training([lengths[i] for i in items], sum(real[i] for i in items), checkpointing=budget.checkpointing)
-    return {"stopped": stopped, "steps": done, "tokens": sum(lengths[i] for i in items), "flops": spent}
+    made = {"stopped": stopped, "steps": done, "tokens": sum(lengths[i] for i in items), "flops": spent}
+    return {**made, "trainable": _trainable(session)}
+
+
+def _trainable(session: Session) -> int:
+    """How many numbers are being trained."""
+    return sum(parameter.numel() for parameter in session.ring.trainable().values())
 
 
 def _check_scored(session: Session, pairs: Phase) -> None:

@@ -10,6 +10,13 @@ from sparring.evaluation.paired import CLAIM, FEW, LEVEL, Difference, needed
 
 Outcome = Literal["better", "worse", "higher", "lower", "negligible", "uncertain", "none", "unknown"]
 
+IN_WORDS: dict[Outcome, str] = {
+    "none": "no difference seen",
+    "negligible": "none of practical size",
+    "uncertain": "not certain after correcting",
+    "unknown": "not known",
+}
+
 
 def outcome(metric: Metric, difference: Difference, holm_p: float | None, smallest: float | None) -> Outcome:
     """One word for mine against theirs; the first that fits.
@@ -109,6 +116,29 @@ def headline(
     return f"{said} {_best(metric, means, target)} {caveat(difference, smallest, found)}".strip()
 
 
+def along(
+    metric: Metric, means: Mapping[str, float], outcomes: Mapping[str, Mapping[str, Outcome]], size: Difference
+) -> str:
+    """The first words of a comparison along an axis: in what the values differ, and which arm is best.
+
+    means     of every arm on the primary metric, which must have a better way (else ValueError)
+    outcomes  what is compared with what → the name of each value and how it came out
+    size      any of the differences, for its seeds and prompts
+    """
+    if metric.better is None:
+        raise ValueError(
+            f"{metric.label} has no better way, so no arm can be best on it; choose another primary metric"
+        )
+    parts = [f"{metric.label}, {sample(size)}."]
+    for asked, found in outcomes.items():
+        groups: dict[str, list[str]] = {}
+        for name, one in found.items():
+            groups.setdefault(IN_WORDS.get(one, one), []).append(name)
+        if groups:
+            parts.append(f"{asked}: {'; '.join(f'{word} with {_listed(names)}' for word, names in groups.items())}.")
+    return " ".join([*parts, _best(metric, means, ""), caveat(size, None, "better")]).strip()
+
+
 def caveat(difference: Difference, smallest: float | None, found: Outcome = "none") -> str:
     """What one seed or fewer than FEW prompts leave open and, where no difference was found, what would be needed."""
     lacks = []
@@ -161,6 +191,10 @@ def _short(value: float | None) -> str:
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
 def _at_most(difference: Difference) -> str:
