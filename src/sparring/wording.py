@@ -149,6 +149,6 @@ def _at_the_end(ran: Ran) -> str | None:
         return None
     lowest = ran.chosen == min(arm.values)
     return (
-        f"{arm.label}: the chosen {arm.key}, {ran.chosen:g}, is the {'lowest' if lowest else 'highest'} of those tried; "
-        f"a {'lower' if lowest else 'higher'} one may be better"
+        f"{arm.label}: the chosen {arm.key}, {ran.chosen:g}, is the {'lowest' if lowest else 'highest'} tried; a "
+        f"{'lower' if lowest else 'higher'} one may be better"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from math import log10
 from typing import Any
 
 from sparring.report.records import Row, number, text
@@ -69,42 +71,59 @@ def draw_costs(study: Study) -> list[Plot]:
 def _against_parameters(study: Study) -> Plot | None:
     """Each value's fine-tuning (hollow) and self-play (filled), joined; beside each other, so that intervals show."""
     metric, said = study.primary, []
-    made, (axis,) = figure(1, 3.6)
-    for alone, play in study.pairs:
-        found = [(_size(arm), estimate(arm.values.get(metric.key))) for arm in (alone, play)]
-        placed = [(size, numbers) for size, numbers in found if size and numbers is not None]
-        if len(placed) < 2:
-            continue
-        places = [placed[0][0] / APART, placed[1][0] * APART]
-        means = [numbers[0] for _, numbers in placed]
-        axis.plot(places, means, color=MUTED, linewidth=1)
-        for place, (_, (mean, low, high)), colour, fill in zip(
-            places, placed, (SYNTHETIC, REAL), (PAPER, REAL), strict=True
-        ):
-            if low is not None and high is not None:
-                axis.vlines(place, low, high, color=colour, linewidth=2)
-            axis.plot([place], [mean], "o", color=colour, markerfacecolor=fill)
-        name = play.label.removesuffix(" self-play")
-        axis.annotate(
-            brief(name, 14), (places[1], means[1]), (6, 0), textcoords="offset points", color=INK, va="center"
-        )
-        said.append(f"{name}: {count(placed[1][0])} parameters, SFT {plain(means[0])}, self-play {plain(means[1])}")
-    if not said:
+    sized = [pair for pair in study.pairs if all(_size(arm) and _reached(study, arm) for arm in pair)]
+    if not sized:
         return None
+    sized.sort(key=lambda pair: _size(pair[1]) or 1.0)
+    made, (axis,) = figure(1, 3.9)
+    places, gap = _places([_size(play) or 1.0 for _, play in sized])
+    for place, (alone, play) in zip(places, sized, strict=True):
+        size, ends = _size(play), []
+        for arm, x, colour, fill in ((alone, place - gap / 5, SYNTHETIC, PAPER), (play, place + gap / 5, REAL, REAL)):
+            mean, low, high = _reached(study, arm) or (0.0, None, None)
+            if low is not None and high is not None:
+                axis.vlines(10**x, low, high, color=colour, linewidth=2)
+            axis.plot([10**x], [mean], "o", color=colour, markerfacecolor=fill, zorder=3)
+            ends.append((10**x, mean, mean if high is None else high))
+        axis.plot([x for x, _, _ in ends], [mean for _, mean, _ in ends], color=MUTED, linewidth=1)
+        name, top = play.label.removesuffix(" self-play"), max(high for _, _, high in ends)
+        axis.annotate(
+            brief(name, 16), (10**place, top), (0, 5), textcoords="offset points", color=INK, rotation=90, ha="center"
+        )
+        said.append(f"{name}: {count(size)} parameters, SFT {plain(ends[0][1])}, self-play {plain(ends[1][1])}")
     axis.set_xscale("log")
-    axis.margins(x=0.16)
+    axis.set_xlim(10 ** (places[0] - gap), 10 ** (places[-1] + gap))
+    axis.margins(y=0.2)
+    axis.xaxis.set_major_formatter(lambda value, _: count(value))
+    axis.xaxis.set_minor_formatter(lambda value, _: "")
     axis.grid(axis="x", color=GRID)
     axis.set_xlabel("trained parameters")
     axis.set_ylabel(brief(f"{metric.label}{f', {metric.unit}' if metric.unit else ''}", 40))
     title = f"{metric.label} against trained parameters"
     caption = (
-        "Hollow: SFT; filled: self-play from it, drawn beside it; bars are 95 % intervals, of which two may overlap "
-        f"though their difference is certain. {metric.better.capitalize()} is better."
+        "Hollow: SFT; filled: self-play from it. Bars are 95 % intervals, of which two may overlap though their "
+        "difference is certain. Values of nearly equal size are drawn beside each other."
     )
+    if metric.better:
+        caption += f" {metric.better.capitalize()} is better."
     return Plot("parameters", title, to_svg(made, "parameters", title, f"{'; '.join(said)}."), caption)
 
 
-APART = 1.06  # by which factor the two of a pair are moved apart
+def _places(sizes: list[float]) -> tuple[list[float], float]:
+    """The sizes' powers of ten, of rising sizes, moved apart where they would touch; and the least distance."""
+    places = [log10(size) for size in sizes]
+    gap = max(places[-1] - places[0], 1.0) / 12
+    for _ in places:
+        for left, right in pairwise(range(len(places))):
+            overlap = gap - (places[right] - places[left])
+            if overlap > 0:
+                places[left] -= overlap / 2
+                places[right] += overlap / 2
+    return places, gap
+
+
+def _reached(study: Study, arm: Arm) -> tuple[float, float | None, float | None] | None:
+    return estimate(arm.values.get(study.primary.key))
 
 
 def _size(arm: Arm) -> float | None:

@@ -91,7 +91,7 @@ def _markdown(study: Study) -> str:
     parts += [inline(note) for note in study.lines("notes")]
     parts += [table(["what", "value"], [list(pair) for pair in _facts(study)])]
     if study.pairs:
-        parts += ["## What each costs", table(*cost_rows(study)), inline(measured_how(study))]
+        parts += ["## Quality and costs", table(*cost_rows(study)), inline(measured_how(study))]
     parts += ["## The arms", table(*tables.comparisons(study))]
     if arms := _arms(study):
         rows = [f"{arm['label']}: {arm['what']} {arm['settings']}".strip() for arm in arms]
