@@ -6,6 +6,8 @@ from itertools import pairwise
 from math import log10
 from typing import Any
 
+from matplotlib.ticker import LogLocator
+
 from sparring.report.records import Row, number, text
 from sparring.report.sheets import sheet
 from sparring.report.study import Arm, Study, estimate
@@ -94,6 +96,8 @@ def _against_parameters(study: Study) -> Plot | None:
     axis.set_xscale("log")
     axis.set_xlim(10 ** (places[0] - gap), 10 ** (places[-1] + gap))
     axis.margins(y=0.2)
+    marks = (1.0,) if places[-1] - places[0] > 1.2 else (1.0, 2.0, 5.0)
+    axis.xaxis.set_major_locator(LogLocator(subs=marks))
     axis.xaxis.set_major_formatter(lambda value, _: count(value))
     axis.xaxis.set_minor_formatter(lambda value, _: "")
     axis.grid(axis="x", color=GRID)
