@@ -30,6 +30,7 @@ class Arm:
     matched  whether it gets the target's budget; fine-tuning alone and prompting do not play
     after    the arm that is made first: its θ_0 is copied where it would be the same, its choice taken over
     shares   the values are these shares of what `after` chose; empty: they stand as they are
+    widens   how many values may be tried beyond the end of the grid, while the best lies there
     against  the arms it is compared with in the verdict's family; None: those of `compare`
     """
 
@@ -42,6 +43,7 @@ class Arm:
     matched: bool = True
     after: str | None = None
     shares: tuple[float, ...] = ()
+    widens: int = 0
     against: tuple[str, ...] | None = None
 
 

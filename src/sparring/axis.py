@@ -24,6 +24,7 @@ from sparring.methods import method_of, switched
 from sparring.section import Section
 
 SHARES = (1 / 30, 1 / 10, 1 / 3)  # of fine-tuning's learning rate, for self-play
+BEYOND = 3  # learning rates tried beyond a grid's end: what suits a method differs by orders of magnitude between bases
 ALONE = "-sft"
 # What all values must share: how they are tested, and what a study sets for its runs.
 SHARED = ("data.test", "data.eval", "evaluation", "compare", "model.template", "selfplay.budget")
@@ -131,6 +132,7 @@ def _two(
         values=rates,
         matched=False,
         after=first[0].name if same else None,
+        widens=0 if compare.sft_lr else BEYOND,
         against=() if same or not first else (first[0].name,),
     )
     values, shares = _play_rates(key, made, compare, (first[0] if same else alone).values)
@@ -144,6 +146,7 @@ def _two(
         matched=False,
         after=first[0].name if same else alone.name,
         shares=() if key == "selfplay.lr" else shares,
+        widens=0 if compare.lr else BEYOND,
         against=(*((first[1].name,) if first else ()), alone.name),
     )
     return alone, play

@@ -77,13 +77,12 @@ class Study:
                 self._make([self._following(arm) for arm in wave])
 
     def _following(self, arm: Arm) -> Arm:
-        """The arm with what was chosen for the one before it; it takes its place among the arms."""
+        """The arm with what was chosen for the one before it."""
         before = self._named(arm.after) if arm.after else None
         if before is not None and before.key is not None:
             choice = self.chosen[before.name]
             values = taken(arm.shares, choice) if arm.shares else arm.values
-            found = replace(arm, settings={**arm.settings, before.key: choice}, values=values)
-            self.arms[self.arms.index(arm)] = arm = found
+            return self._with(arm, settings={**arm.settings, before.key: choice}, values=values)
         return arm
 
     def _named(self, name: str) -> Arm:
@@ -99,15 +98,39 @@ class Study:
     def _make(self, arms: Sequence[Arm]) -> None:
         """Tune some arms on the first seeds, then run them on the others with what was chosen."""
         tuning = self._tuning()
-        trials = [self.task(arm, value, seed) for arm in arms for value in arm.values or [None] for seed in tuning]
-        carry_out(
-            [replace(trial, forgiving=len(trial.arm.values) > 1) for trial in trials], self.compare.jobs, self._tell
-        )
+        self._try([self.task(arm, value, seed) for arm in arms for value in arm.values or [None] for seed in tuning])
+        while wider := {arm.name: beyond for arm in arms if (beyond := self._beyond(arm)) is not None}:
+            arms = [self._wider(arm, wider[arm.name]) if arm.name in wider else arm for arm in arms]
+            self._try([self.task(arm, wider[arm.name], seed) for arm in arms if arm.name in wider for seed in tuning])
         for arm in arms:
             self.chosen[arm.name] = self.choose(arm)
         rest = [seed for seed in self.compare.seeds if seed not in tuning]
         left = [self.task(arm, self.chosen[arm.name], seed) for arm in arms for seed in rest]
         carry_out(left, self.compare.jobs, self._tell)
+
+    def _try(self, trials: Sequence[Task]) -> None:
+        forgiving = [replace(trial, forgiving=len(trial.arm.values) > 1) for trial in trials]
+        carry_out(forgiving, self.compare.jobs, self._tell)
+
+    def _beyond(self, arm: Arm) -> float | None:
+        """A value beyond the end of a grid, one more step of it away, if the best lies there and it may be widened."""
+        means = self.validation(arm) if arm.widens else []
+        if len(means) < 2:
+            return None
+        place = arm.values.index(self.choose(arm))
+        inner = {0: 1, len(means) - 1: len(means) - 2}.get(place)
+        if inner is None or means[inner] == means[place]:
+            return None
+        end = arm.values[place]
+        return taken((end / arm.values[inner],), end)[0]
+
+    def _wider(self, arm: Arm, value: float) -> Arm:
+        return self._with(arm, widens=arm.widens - 1, values=sorted([*arm.values, value]))
+
+    def _with(self, arm: Arm, **changes: Any) -> Arm:
+        """The arm changed, in its place among the arms."""
+        self.arms[self.arms.index(arm)] = found = replace(arm, **changes)
+        return found
 
     def choose(self, arm: Arm) -> Any:
         """The value of the arm's grid with the best mean on the held-out prompts of the tuning seeds."""
