@@ -212,8 +212,9 @@ class Study:
 
     def claim(self) -> list[Asked]:
         """The folder is this study's, or RunError. Returns what was asked for so far, in order."""
-        # the arms' names stand for the values of an axis
+        # the arms' names stand for the values of an axis, of which all are compared with the reference
         left_out: dict[str, Any] = {"jobs": True, "arms": True, "seeds": True, "axis": {"values"}}
+        left_out |= {"target": True} if self.compare.axis else {}
         compare = self.compare.model_dump(mode="json", exclude=left_out)
         same = {**identify(self.config).same, "compare": compare}
         del same["seed"]

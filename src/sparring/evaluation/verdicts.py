@@ -129,7 +129,7 @@ def along(
         raise ValueError(
             f"{metric.label} has no better way, so no arm can be best on it; choose another primary metric"
         )
-    parts = [f"In {metric.label}, {sample(size)}:"]
+    parts = [f"Measured in {metric.label}, {sample(size)}."]
     for asked, found in outcomes.items():
         groups: dict[str, list[str]] = {}
         for name, one in found.items():
