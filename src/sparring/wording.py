@@ -10,7 +10,7 @@ from sparring.arms import Ran
 from sparring.config import CompareConfig
 from sparring.evaluation.metrics import METRICS
 from sparring.evaluation.paired import CLAIM, Difference
-from sparring.evaluation.verdicts import Outcome, along, headline, judgement, outcome
+from sparring.evaluation.verdicts import along, headline, judgement
 
 Pair = tuple[str, str]  # an arm, and the one it is compared with
 APART = 0.05  # share by which budgets may differ before it is said
@@ -32,25 +32,22 @@ class Words:
             return f"{METRICS[name].label} was not measured for both {asked.target} and {asked.reference}: no verdict."
         means = {arm["label"]: arm["values"][name]["mean"] for arm in arms if name in arm["values"]}
         if asked.axis is not None:
-            return along(METRICS[name], means, self._outcomes(arms, found), found[pair])
+            return along(METRICS[name], means, self._compared(arms, found), asked.smallest)
         target, reference = self.labels[asked.target], self.labels[asked.reference]
         holm_p, many = self.adjusted.get(pair), len(self.adjusted)
         return headline(METRICS[name], means, target, reference, found[pair], holm_p, asked.smallest, many)
 
-    def _outcomes(
+    def _compared(
         self, arms: Sequence[Mapping[str, Any]], found: Mapping[Pair, Difference]
-    ) -> dict[str, dict[str, Outcome]]:
-        """Along an axis, where fine-tuning and self-play take turns: how each value did against what."""
+    ) -> dict[str, dict[str, tuple[Difference, float | None]]]:
+        """Along an axis, where fine-tuning and self-play take turns: what is compared with what, by value."""
         short = {arm["name"]: arm["label"].removesuffix(" SFT").removesuffix(" self-play") for arm in arms}
         alone, first = {arm["name"] for arm in arms[::2]}, short[arms[0]["name"]]
-        against = f"against {first}"
-        said: dict[str, dict[str, Outcome]] = {
-            key: {} for key in (f"Self-play, {against}", f"SFT, {against}", "Self-play, against its own SFT")
-        }
+        play, tuned, own = f"Self-play, against {first}", f"SFT, against {first}", "Self-play, against its own SFT"
+        said: dict[str, dict[str, tuple[Difference, float | None]]] = {play: {}, tuned: {}, own: {}}
         for (mine, other), one in found.items():
-            place = 1 if mine in alone else 2 if other in alone else 0
-            found_out = outcome(METRICS[self.asked.primary], one, self.adjusted.get((mine, other)), self.asked.smallest)
-            said[list(said)[place]][short[mine]] = found_out
+            compared = tuned if mine in alone else own if other in alone else play
+            said[compared][short[mine]] = (one, self.adjusted.get((mine, other)))
         return said
 
     def of(self, pair: Pair, name: str, found: Difference) -> dict[str, Any]:

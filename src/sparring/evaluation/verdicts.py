@@ -10,13 +10,6 @@ from sparring.evaluation.paired import CLAIM, FEW, LEVEL, Difference, needed
 
 Outcome = Literal["better", "worse", "higher", "lower", "negligible", "uncertain", "none", "unknown"]
 
-IN_WORDS: dict[Outcome, str] = {
-    "none": "no difference seen",
-    "negligible": "none of practical size",
-    "uncertain": "not certain after correcting",
-    "unknown": "not known",
-}
-
 
 def outcome(metric: Metric, difference: Difference, holm_p: float | None, smallest: float | None) -> Outcome:
     """One word for mine against theirs; the first that fits.
@@ -117,26 +110,40 @@ def headline(
 
 
 def along(
-    metric: Metric, means: Mapping[str, float], outcomes: Mapping[str, Mapping[str, Outcome]], size: Difference
+    metric: Metric,
+    means: Mapping[str, float],
+    found: Mapping[str, Mapping[str, tuple[Difference, float | None]]],
+    smallest: float | None,
 ) -> str:
     """The first words of a comparison along an axis: in what the values differ, and which arm is best.
 
-    means     of every arm on the primary metric, which must have a better way (else ValueError)
-    outcomes  what is compared with what → the name of each value and how it came out
-    size      any of the differences, for its seeds and prompts
+    means  of every arm on the primary metric, which must have a better way (else ValueError)
+    found  what is compared with what → the name of each value, its difference and Holm's p; one at the least
     """
     if metric.better is None:
         raise ValueError(
             f"{metric.label} has no better way, so no arm can be best on it; choose another primary metric"
         )
+    size = next(one for of_value in found.values() for one, _ in of_value.values())
     parts = [f"Measured in {metric.label}, {sample(size)}."]
-    for asked, found in outcomes.items():
+    for compared, of_value in found.items():
         groups: dict[str, list[str]] = {}
-        for name, one in found.items():
-            groups.setdefault(IN_WORDS.get(one, one), []).append(name)
+        for name, (one, holm_p) in of_value.items():
+            groups.setdefault(_in_words(metric, one, outcome(metric, one, holm_p, smallest)), []).append(name)
         if groups:
-            parts.append(f"{asked}: {'; '.join(f'{word} with {_listed(names)}' for word, names in groups.items())}.")
+            parts.append(f"{compared}: {'; '.join(f'{word} with {_listed(names)}' for word, names in groups.items())}.")
     return " ".join([*parts, _best(metric, means, ""), caveat(size, None, "better")]).strip()
+
+
+def _in_words(metric: Metric, difference: Difference, found: Outcome) -> str:
+    if found == "uncertain":
+        return f"{_way(metric, difference)}, but not certain after correcting,"
+    said: dict[Outcome, str] = {
+        "none": "no difference seen",
+        "negligible": "none of practical size",
+        "unknown": "not known",
+    }
+    return said.get(found, found)
 
 
 def caveat(difference: Difference, smallest: float | None, found: Outcome = "none") -> str:
