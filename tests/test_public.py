@@ -74,7 +74,7 @@ SURFACE = {
         "--runs",
         "--json",
     },
-    "compare": set(),
+    "compare": {"--axis"},
     "merge": {"--out", "--iteration", "--dtype", "--force", "--runs", "--json"},
     "methods": {"--markdown", "--json"},
     "mt-bench": {"--questions", "--player", "--model-id", "--limit", "--max-new-tokens", "--out", "--runs"},

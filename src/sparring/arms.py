@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sparring.config import ArmConfig, CompareConfig, Config
@@ -25,8 +26,12 @@ TEMPERATURES = [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25]
 class Arm:
     """One arm: what it is called and is, its settings, and a key whose value is chosen on held-out data.
 
-    key     None: nothing is chosen
-    matched whether it gets the target's budget; fine-tuning alone and prompting do not play
+    key      None: nothing is chosen
+    matched  whether it gets the target's budget; fine-tuning alone and prompting do not play
+    after    the arm that is made first: its θ_0 is copied where it would be the same, its choice taken over
+    shares   the values are these shares of what `after` chose; empty: they stand as they are
+    widens   how many values may be tried beyond the end of the grid, while the best lies there
+    against  the arms it is compared with in the verdict's family; None: those of `compare`
     """
 
     name: str
@@ -36,6 +41,20 @@ class Arm:
     key: str | None = "selfplay.lr"
     values: list[Any] = field(default_factory=list)
     matched: bool = True
+    after: str | None = None
+    shares: tuple[float, ...] = ()
+    widens: int = 0
+    against: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """An arm's runs: the value chosen from its grid, the grid's results on held-out data, a folder for each seed."""
+
+    arm: Arm
+    chosen: Any
+    validation: list[float | None]
+    folders: list[Path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +72,8 @@ class Known:
 _GOES_ON: Settings = {"selfplay.negatives": "none", "selfplay.hold": "continue"}
 
 
-def _anchored(config: Config) -> Settings:
+def anchored(config: Config) -> Settings:
+    """Self-play with the config's anchor, or the usual one."""
     return {"selfplay.anchor": config.selfplay.anchor or 0.2}
 
 
@@ -72,7 +92,7 @@ def _of_rank(config: Config) -> Settings:
 
 
 def _control(negatives: str) -> Callable[[Config], Settings]:
-    return lambda config: {**_anchored(config), "selfplay.negatives": negatives}
+    return lambda config: {**anchored(config), "selfplay.negatives": negatives}
 
 
 def _prompted(style: str) -> Settings:
@@ -96,7 +116,7 @@ KNOWN: dict[str, Known] = {
         "SFT of rank T·r", "fine-tuning from the start, and on, with an adapter of T times the rank", _of_rank
     ),
     "spin": Known("SPIN", "self-play as in the paper", {"selfplay.anchor": 0.0}),
-    "spin-anchor": Known("SPIN + anchor", "self-play, with the real answer's NLL in the loss", _anchored),
+    "spin-anchor": Known("SPIN + anchor", "self-play, with the real answer's NLL in the loss", anchored),
     "stale": Known("stale opponent", "as SPIN + anchor, but θ_0 answers in every iteration", _control("start")),
     "shuffled": Known("shuffled labels", "as SPIN + anchor, but a coin calls an answer real", _control("shuffled")),
     "other-prompt": Known(
@@ -182,7 +202,8 @@ def _arm(one: ArmConfig, config: Config, compare: CompareConfig) -> Arm:
     if one.name == "sft" and one.grid:
         raise ConfigError('arm "sft" has a grid, but all other arms start from it; give its settings one value each')
     label = known.label if name == one.name else one.name
-    return Arm(one.name, label, one.what or known.what, {**settings, **own}, key, values if key else [], known.matched)
+    values, after = values if key else [], None if one.name == "sft" else "sft"
+    return Arm(one.name, label, one.what or known.what, {**settings, **own}, key, values, known.matched, after)
 
 
 def dotted(settings: Settings, above: str = "") -> dict[str, Any]:

@@ -94,10 +94,21 @@ def run(
 
 
 @app.command()
-def compare(config: ConfigArgument = None, overrides: Overrides = None) -> None:
+def compare(
+    config: ConfigArgument = None,
+    overrides: Overrides = None,
+    axis: Annotated[
+        str | None, typer.Option("--axis", metavar="KEY=A,B", help="instead of arms: method=lora,dora, or any key")
+    ] = None,
+) -> None:
     """Did self-play do it? Train control arms at an equal budget, over seeds; one page with intervals."""
+    changes = list(overrides or [])
+    if axis is not None:
+        from sparring.axis import read_axis
+
+        changes.append(read_axis(axis))
     # the laboratory's model is so small that two runs at once are faster than one with two threads
-    _compare(_config(config, overrides, embedded=["compare.jobs=2"]))
+    _compare(_config(config, changes, embedded=["compare.jobs=2"]))
 
 
 @app.command()
@@ -190,12 +201,13 @@ def _compare(settings: Config) -> None:
 def _told(folder: Path) -> None:
     """A study's table and verdict, and where its page is."""
     from sparring.report.study import read_study
+    from sparring.report.study_costs import cost_rows
     from sparring.report.study_tables import brief_rows
     from sparring.terminal import print_table
 
     study = read_study(folder)
     print()
-    print_table(*brief_rows(study))
+    print_table(*(cost_rows(study) if study.pairs else brief_rows(study)))
     print(f"\n{study.said('headline')}\nreport: {folder / 'report.html'}")
 
 

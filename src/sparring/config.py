@@ -229,10 +229,20 @@ class ArmConfig(Section):
     )
 
 
+class AxisConfig(Section):
+    """One key with several values: each is fine-tuned, and then spars."""
+
+    key: str = Field(min_length=1, description="method, or any dotted key")
+    values: list[Any] = Field(description="two or more; all are compared with the first")
+
+
 class CompareConfig(Section):
     """Arms at equal budgets, with intervals: what `sparring compare` does."""
 
     arms: list[str | ArmConfig] | None = Field(None, description="names of known arms, or own ones; default: all known")
+    axis: AxisConfig | None = Field(
+        None, description="instead of arms: fine-tuning and self-play with each value of a key, at the same data"
+    )
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = Field([0, 1, 2])
     primary: Literal["nll", "exact_kl", "match"] = Field(
         "nll", description="the one metric that chooses and that the verdict is about, declared before the run"
@@ -241,7 +251,12 @@ class CompareConfig(Section):
     reference: str = Field("continued", description="the arm that it is compared with")
     match: Literal["seconds", "tokens", "flops", "steps"] = Field("flops", description="the budget made equal")
     lr: Annotated[list[PositiveFloat], Field(min_length=1)] | None = Field(
-        None, description="learning rates tried for every arm; default: 3 from selfplay.lr to sft.lr"
+        None,
+        description="learning rates tried for every arm; default: 3 from selfplay.lr to sft.lr; along an axis 1/30, "
+        "1/10 and 1/3 of fine-tuning's",
+    )
+    sft_lr: Annotated[list[PositiveFloat], Field(min_length=1)] | None = Field(
+        None, description="fine-tuning's learning rates tried for every value of an axis; default: its method's"
     )
     tune_seeds: PositiveInt = Field(
         1, description="seeds on which the learning rate is chosen; the others take it over"
@@ -313,7 +328,7 @@ class Config(Section):
                 f"method.modules_to_save trains whole modules, which selfplay.hold {hold} cannot put under others; set "
                 "hold to continue"
             )
-        if self.optimiser.weight_decay and not row.decays:
+        if self.optimiser.weight_decay and row.learns < 1:
             raise ValueError(
                 f"optimiser.weight_decay {self.optimiser.weight_decay:g} is not for method {row.name}, half of which "
                 "must stay as it is; set it to 0"

@@ -48,7 +48,7 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     if session.config.start is not None or config.epochs == 0:
         if session.crew.writes:
             _given(session, folder)
-        return {"stopped": None, "steps": 0, "tokens": 0, "flops": 0}
+        return {"stopped": None, "steps": 0, "tokens": 0, "flops": 0, "trainable": 0}
     model = session.ring.challenge(start, session.seed("sft adapter"), session.config.method.sft_dropout)
     prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
     longest = rows[int(np.argmax(np.add(prompts, real)))]
@@ -67,7 +67,8 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     lengths = [prompts[i] + real[i] - 1 for i in items]
     flops = Flops.of(model).training(lengths, sum(real[i] for i in items), checkpointing=budget.checkpointing)
     tokens = sum(lengths) + base.virtual * len(lengths)
-    return {"stopped": None, "steps": len(steps), "tokens": tokens, "flops": flops}
+    made = {"stopped": None, "steps": len(steps), "tokens": tokens, "flops": flops}
+    return {**made, "trainable": session.ring.size}
 
 
 def _given(session: Session, folder: Path) -> None:
@@ -128,6 +129,7 @@ def learn(
         "steps": done,
         "tokens": tokens,
         "flops": flops.training(lengths, scored, tokens, budget.checkpointing),
+        "trainable": session.ring.size,
     }
 
 
@@ -159,7 +161,8 @@ def go_on(
     items = [item for step in steps[:done] for item in step]
     spent = flops.training([lengths[i] for i in items], sum(real[i] for i in items), checkpointing=budget.checkpointing)
     tokens = sum(lengths[i] + flops.virtual for i in items)
-    return {"stopped": stopped, "steps": done, "tokens": tokens, "flops": spent}
+    made = {"stopped": stopped, "steps": done, "tokens": tokens, "flops": spent}
+    return {**made, "trainable": session.ring.size}
 
 
 def _check_scored(session: Session, pairs: Phase) -> None:

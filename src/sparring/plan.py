@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import yaml
 
-from sparring.arms import chosen_arms
+from sparring.axis import asked_arms
 from sparring.config import Config, at, learning_rate
 from sparring.console import clock
 from sparring.data.messages import Renderer, choose_template
@@ -97,10 +97,10 @@ def _what(config: Config, base: Base, parameters: int, found: Found, estimate: d
         )
     lines.append(f"{play.iterations + 2}. the best of all players by held-out {config.evaluation.select}, and a report")
     if config.compare is not None:
-        asked = config.compare
+        asked, arms = asked_arms(config, config.compare)
+        alike = f"at equal {asked.match}" if asked.axis is None else f"along {asked.axis.key}, at the same data"
         lines.append(
-            f"then: {len(chosen_arms(config, asked))} arms × {len(asked.seeds)} seeds at equal {asked.match}, each run "
-            "of about the time estimated below; "
+            f"then: {len(arms)} arms × {len(asked.seeds)} seeds {alike}, each run of about the time estimated below; "
             f"{asked.target} against {asked.reference} in {asked.primary}, each arm's value tried on "
             f"{min(asked.tune_seeds, len(asked.seeds))} of the seeds"
         )
@@ -198,7 +198,7 @@ def _estimate(config: Config, base: Base, train: list[Prompt], held_out: list[Pr
     )  # before an adapter is on it
     ring = Ring(base, config.method, config.model.base)
     ring.challenge(Player.untrained(base), seed=0)
-    trainable = sum(p.numel() for p in ring.trainable().values())
+    trainable = ring.size
     sft = (
         plan_steps(len(train), config.sft.batch_size, config.sft.epochs, 0)
         if config.sft.epochs and config.start is None

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from sparring import peak
 from sparring.crew import Crew
 from sparring.errors import InputError, RunError
 from sparring.files import digest, fingerprint_file, read_json, remove, sweep, write_atomic
@@ -74,7 +75,7 @@ class Run:
         self.identity = ""
         self._visited: list[Phase] = []
         self._current: tuple[str, Path] | None = None
-        self._started = 0.0
+        self._started, self._watched = 0.0, ""
         self._lock = FileLock(str(folder / ".lock"))
 
     def __enter__(self) -> Run:
@@ -231,7 +232,7 @@ class Run:
             partial.mkdir(parents=True)
             write_atomic(partial / MARKER, json.dumps({"fingerprint": fingerprint}))
         self._current = (name, partial)
-        self._started = time.monotonic()
+        self._started, self._watched = time.monotonic(), peak.restart()
         # a kill may come after the last file, and before its renaming
         if self.crew.decide(lambda: "files" not in read_marker(partial)):
             self.keep(lambda event: "step" in event)  # `make` tells all else again
@@ -239,7 +240,7 @@ class Run:
             facts = make(partial, *inputs, **settings) or {}
             self.crew.barrier()  # nobody reads a checkpoint any more
             if self.crew.writes:
-                self.log({"event": "phase", **facts, "seconds": self._elapsed()})
+                self.log({"event": "phase", **facts, **self._clock()})
                 content = {"fingerprint": fingerprint, "facts": facts, "files": digests(partial)}
                 write_atomic(partial / MARKER, json.dumps(content))
         if self.crew.writes:
@@ -264,15 +265,17 @@ class Run:
     # ------------------------------------------------------------ time and metrics
 
     def tick(self) -> None:
-        """Remember the time spent so far in this phase, so that a kill does not lose it."""
+        """Remember the time spent so far in this phase, and its peak memory, so that a kill does not lose them."""
         if self._current and self.crew.writes:
-            write_atomic(self._current[1] / CLOCK, json.dumps({"seconds": self._elapsed()}))
+            write_atomic(self._current[1] / CLOCK, json.dumps(self._clock()))
             self._started = time.monotonic()
 
-    def _elapsed(self) -> float:
+    def _clock(self) -> Event:
+        """What another attempt may find different: seconds, and peak memory."""
         clock = self._current[1] / CLOCK if self._current else None
-        earlier = read_json(clock)["seconds"] if clock and clock.exists() else 0.0
-        return round(earlier + time.monotonic() - self._started, 3)
+        earlier = read_json(clock) if clock and clock.exists() else {}
+        seconds = round(earlier.get("seconds", 0.0) + time.monotonic() - self._started, 3)
+        return {"seconds": seconds, "memory": peak.reached(self._watched, earlier.get("memory")).kept()}
 
     def log(self, event: Event) -> None:
         """Append an event to the phase's metrics and to the run's, and tell the listeners."""

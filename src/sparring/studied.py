@@ -7,37 +7,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sparring.allowance import spent, spent_on_play
-from sparring.arms import Arm
+from sparring.arms import Ran, dotted
 from sparring.config import CompareConfig, Config
+from sparring.costs import costs_of, mean_costs
 from sparring.evaluation.metrics import METRICS, Metric, columns
-from sparring.evaluation.paired import CLAIM, Difference, compare, holm, mcnemar, mean_interval
-from sparring.evaluation.verdicts import headline, judgement
+from sparring.evaluation.paired import Difference, compare, holm, mcnemar, mean_interval
 from sparring.files import read_json, write_atomic
 from sparring.report.findings import warnings_of
 from sparring.report.records import read_run
 from sparring.report.study_page import write_study
 from sparring.testrows import Measured, Rows, check_alike, matrices, measured
+from sparring.wording import Pair, Words, notes, warnings
 
 DUELS = 200
-APART = 0.05  # share by which budgets may differ before it is said
 UNITS = ("steps", "tokens", "flops", "seconds")
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """An arm's runs: the value chosen from its grid, the grid's results on held-out data, a folder for each seed."""
-
-    arm: Arm
-    chosen: Any
-    validation: list[float | None]
-    folders: list[Path]
 
 
 def bring_together(
@@ -46,29 +36,27 @@ def bring_together(
     """Write study.json, and from it the page, report.md and tables."""
     rows = {one.arm.name: measured(one.folders) for one in ran}
     check_alike([folder for one in ran for folder in one.folders], [r for one in ran for r in rows[one.arm.name].best])
-    differences = {
-        against: {one.arm.name: _differences(rows[one.arm.name], rows[against]) for one in ran}
-        for against in dict.fromkeys((asked.reference, "sft"))
-    }
-    adjusted = _family(asked, differences[asked.reference])
-    labels = {one.arm.name: one.arm.label for one in ran}
-    words = _Words(asked, labels, adjusted)
+    differences = {pair: _differences(*(rows[name] for name in pair)) for pair in _pairs(asked, ran)}
+    adjusted = _family(asked, ran, differences)
+    words = Words(asked, {one.arm.name: one.arm.label for one in ran}, adjusted)
     arms = [_arm(folder, words, one, rows, differences) for one in ran]
+    primary = {pair: found[asked.primary] for pair, found in differences.items() if asked.primary in found}
     lock = read_run(ran[0].folders[0]).lock
     content = {
         "name": config.name,
         "finished": True,
         "primary": asked.primary,
-        "match": asked.match,
+        "match": asked.match if asked.axis is None else "",
         "seeds": list(asked.seeds),
         "target": asked.target,
         "reference": asked.reference,
+        "axis": _axis(asked, ran),
         "smallest": asked.smallest,
         "test_prompts": len({row["prompt"] for row in rows[asked.target].best[0]}),
-        "headline": words.headline(arms, differences[asked.reference]),
-        "notes": _notes(asked, ran, history),
-        "warnings": _warnings(asked, ran, arms),
-        "family": [f"{name} vs {asked.reference}" for name in adjusted],
+        "headline": words.headline(arms, primary),
+        "notes": notes(asked, ran, history),
+        "warnings": warnings(asked, ran, arms),
+        "family": [f"{name} vs {other}" for name, other in adjusted],
         "command": command,
         "config": config.model_dump(mode="json"),
         "versions": lock.get("versions", {}),
@@ -108,14 +96,32 @@ def _differences(mine: Measured, theirs: Measured) -> dict[str, Difference]:
     return found
 
 
-def _family(asked: CompareConfig, found: Mapping[str, Mapping[str, Difference]]) -> dict[str, float]:
-    """Holm's p of every arm against the reference on the primary metric: the family that was declared."""
+def _pairs(asked: CompareConfig, ran: Sequence[Ran]) -> list[Pair]:
+    """Which arm is compared with which: with the reference and SFT, or along an axis as the arms say."""
+    usual = (asked.reference, "sft")
+    pairs = [(one.arm.name, other) for one in ran for other in (usual if one.arm.against is None else one.arm.against)]
+    return [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1]]
+
+
+def _family(
+    asked: CompareConfig, ran: Sequence[Ran], found: Mapping[Pair, Mapping[str, Difference]]
+) -> dict[Pair, float]:
+    """Holm's p on the primary metric of the comparisons that were declared: all along an axis, else the reference's."""
+    own = {one.arm.name for one in ran if one.arm.against is not None}
     family = {}
-    for name, of_metric in found.items():
+    for pair, of_metric in found.items():
         p = of_metric[asked.primary].p if asked.primary in of_metric else None
-        if name != asked.reference and p is not None:
-            family[name] = p
+        if p is not None and (pair[0] in own or pair[1] == asked.reference):
+            family[pair] = p
     return holm(family)
+
+
+def _axis(asked: CompareConfig, ran: Sequence[Ran]) -> dict[str, Any] | None:
+    """The key, and (fine-tuning alone, self-play) of each of its values."""
+    names = [one.arm.name for one in ran]
+    if asked.axis is None:
+        return None
+    return {"key": asked.axis.key, "pairs": list(zip(names[::2], names[1::2], strict=True))}
 
 
 def _bounded(found: Difference, metric: Metric) -> Difference:
@@ -133,59 +139,23 @@ def _exact_match_p(mine: Measured, theirs: Measured) -> float | None:
     return mcnemar(a[0], b[0])
 
 
-@dataclass(frozen=True, slots=True)
-class _Words:
-    """What is said of a difference. `adjusted` holds Holm's p of each arm against the reference."""
-
-    asked: CompareConfig
-    labels: Mapping[str, str]
-    adjusted: Mapping[str, float]
-
-    def headline(self, arms: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[str, Difference]]) -> str:
-        """The verdict: target against reference on the primary metric."""
-        asked, name = self.asked, self.asked.primary
-        difference = found[asked.target].get(name)
-        if difference is None:
-            return f"{METRICS[name].label} was not measured for both {asked.target} and {asked.reference}: no verdict."
-        means = {arm["label"]: arm["values"][name]["mean"] for arm in arms if name in arm["values"]}
-        target, reference = self.labels[asked.target], self.labels[asked.reference]
-        holm_p, many = self.adjusted.get(asked.target), len(self.adjusted)
-        return headline(METRICS[name], means, target, reference, difference, holm_p, asked.smallest, many)
-
-    def of(self, arm: str, against: str, name: str, found: Difference) -> dict[str, Any]:
-        """A difference as study.json keeps it. Only the primary metric against the reference is in the family."""
-        primary = name == self.asked.primary
-        holm_p = self.adjusted.get(arm) if primary and against == self.asked.reference else None
-        smallest = self.asked.smallest if primary else None
-        names = (self.labels[arm], self.labels[against])
-        many = len(self.adjusted) if holm_p is not None else None
-        return {
-            "mean": found.mean,
-            "low": found.low,
-            "high": found.high,
-            "p": found.p,
-            "holm": holm_p,
-            "words": judgement(METRICS[name], found, holm_p, smallest, names, many),
-        }
-
-
 # ---------------------------------------------------------------- an arm
 
 
 def _arm(
     folder: Path,
-    words: _Words,
+    words: Words,
     ran: Ran,
     measured: Mapping[str, Measured],
-    differences: Mapping[str, Mapping[str, Mapping[str, Difference]]],
+    differences: Mapping[Pair, Mapping[str, Difference]],
 ) -> dict[str, Any]:
     arm, mine = ran.arm, measured[ran.arm.name]
     seeds = words.asked.seeds
     runs = [_run(folder, path, seed, rows) for path, seed, rows in zip(ran.folders, seeds, mine.best, strict=True)]
     against = {}
-    for other, of_arm in differences.items():
-        if other != arm.name:
-            against[other] = {name: words.of(arm.name, other, name, one) for name, one in of_arm[arm.name].items()}
+    for (name, other), found in differences.items():
+        if name == arm.name:
+            against[other] = {metric: words.of((name, other), metric, one) for metric, one in found.items()}
             exact = _exact_match_p(mine, measured[other])
             if exact is not None:
                 against[other]["match_greedy"]["mcnemar"] = exact
@@ -194,13 +164,14 @@ def _arm(
         "name": arm.name,
         "label": arm.label,
         "what": arm.what,
-        "settings": dict(arm.settings),
+        "settings": dotted(arm.settings),
         "grid": grid if arm.values else None,
         "values": _values(mine.best, mine.facts),
         "last": _values(mine.last, []),
         "against": against,
         "budget": _mean([run["budget"] for run in runs]),
         "whole": _mean([run["whole"] for run in runs]),
+        "costs": mean_costs([run["costs"] for run in runs]),
         "runs": runs,
     }
 
@@ -224,61 +195,13 @@ def _run(study: Path, folder: Path, seed: int, rows: Rows) -> dict[str, Any]:
         "values": values,
         "budget": play,
         "whole": {unit: play[unit] + start[unit] for unit in UNITS},
+        "costs": costs_of(record),
         "warnings": warnings_of(record),
     }
 
 
 def _mean(budgets: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {unit: sum(budget[unit] for budget in budgets) / len(budgets) for unit in UNITS}
-
-
-# ---------------------------------------------------------------- words
-
-
-def _notes(asked: CompareConfig, ran: Sequence[Ran], history: list[dict[str, Any]]) -> list[str]:
-    unit = {"flops": "FLOPs"}.get(asked.match, asked.match)
-    label = next(one.arm.label for one in ran if one.arm.name == asked.target)
-    notes = [
-        f"Every arm spends the same {unit} on self-play, or on what stands in its place, as {label} did with the same "
-        "seed; judging is not counted.",
-    ]
-    notes.append(
-        f"Only the comparisons of {METRICS[asked.primary].label} with the reference are corrected for their number; "
-        "all others are shown as they are, and among many some come out by chance."
-    )
-    tried = [one.arm for one in ran if len(one.arm.values) > 1]
-    if tried:
-        seeds = asked.seeds[: asked.tune_seeds]
-        notes.append(
-            f"For {len(tried)} arms a value was chosen on held-out prompts (seed{'s' * (len(seeds) > 1)} "
-            f"{', '.join(map(str, seeds))}), never on the test prompts."
-        )
-    if len(history) > 1:
-        notes.append(
-            f"Seeds or arms were added {len(history) - 1} time{'s' * (len(history) > 2)} after results had been seen; "
-            "the first time it was asked for "
-            f"{', '.join(history[0]['arms'])} with seeds {', '.join(map(str, history[0]['seeds']))}."
-        )
-    return notes
-
-
-def _warnings(asked: CompareConfig, ran: Sequence[Ran], arms: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the study itself; its runs' warnings stand beside them."""
-    found = []
-    if asked.match == "seconds" and asked.jobs > 1:
-        found.append(f"{asked.jobs} runs shared the machine while seconds were made equal: their clocks are rough")
-    spent = {arm["name"]: arm["budget"][asked.match] for arm in arms}
-    goal = spent[asked.target]
-    for one in ran:
-        if one.arm.matched and goal and abs(spent[one.arm.name] / goal - 1) > APART:
-            why = "an iteration of one of them was stopped early, or a step cannot be cut"
-            if asked.match == "seconds":
-                why = "seconds are a forecast, or " + why
-            found.append(f"{one.arm.label} spent {spent[one.arm.name] / goal:.0%} of the target's {asked.match}: {why}")
-    if len(asked.seeds) < CLAIM:
-        few = "one seed" if len(asked.seeds) == 1 else f"{len(asked.seeds)} seeds"
-        found.append(f"{few}: a claim needs {CLAIM} or more")
-    return found
 
 
 def _duels(asked: CompareConfig, measured: Mapping[str, Measured]) -> list[dict[str, Any]]:

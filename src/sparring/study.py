@@ -5,6 +5,8 @@
     every other arm             the same grid of learning rates, the target's budget
     test prompts                the same for all arms and seeds; they choose nothing
 
+Along an axis (axis.py) each value has its own θ_0 and grids, and no budget is made equal.
+
 A study's folder holds its runs (arms/ARM/VALUE/seed-S, each a run folder like any other), `study.lock.yaml`, and what
 is brought together: study.json, report.html, report.md, tables. Runs that are finished are not made again.
 """
@@ -22,7 +24,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sparring.allowance import spent_on_play
-from sparring.arms import Arm, chosen_arms
+from sparring.arms import Arm, Ran
+from sparring.axis import asked_arms, taken
 from sparring.config import CompareConfig, Config
 from sparring.configfile import changed
 from sparring.errors import ConfigError, RunError
@@ -30,7 +33,8 @@ from sparring.files import read_json
 from sparring.job import identify, run_folder
 from sparring.ledger import Asked, claim
 from sparring.machine import available_threads
-from sparring.studied import Ran, bring_together
+from sparring.start import settled
+from sparring.studied import bring_together
 from sparring.workers import Done, Task, carry_out, last
 
 Say = Callable[[str], None]
@@ -41,14 +45,15 @@ class Study:
     """One comparison in progress."""
 
     def __init__(self, config: Config, say: Say = print) -> None:
-        self.compare = config.compare or CompareConfig()
-        self.config, self.say = _with_test(config, self.compare), say
+        asked = config.compare or CompareConfig()
+        self.config, self.say = _with_test(settled(config), asked), say
+        self.compare, arms = asked_arms(self.config, asked)
         self.folder = study_folder(config)
         self.chosen: dict[str, Any] = {}
         self.failed: dict[Path, str] = {}
         self._done, self._begun = 0, time.monotonic()
         # every setting of every arm is looked at before anything is trained
-        self.arms = [self._checked(arm) for arm in chosen_arms(self.config, self.compare)]
+        self.arms = [self._checked(arm) for arm in arms]
 
     def _checked(self, arm: Arm) -> Arm:
         """The arm with its values as the config reads them; one that does not play is given no budget."""
@@ -63,13 +68,25 @@ class Study:
 
     def run(self) -> None:
         """Make all runs; each is found again if it is finished, and goes on if it was killed."""
-        named = {arm.name: arm for arm in self.arms}
-        start, target = named["sft"], named[self.compare.target]
-        others = [arm for arm in self.arms if arm.name not in ("sft", target.name)]
         self.say(f"{len(self.arms)} arms, {len(self.compare.seeds)} seeds: {self._count()} runs in {self.folder}")
-        self._make([start])
-        self._make([target])
-        self._make(others)
+        first = [arm for arm in self.arms if arm.after is None]
+        others = [arm for arm in self.arms if arm.after is not None]
+        budget = [arm for arm in others if arm.name == self.compare.target and arm.matched]
+        for wave in (first, budget, [arm for arm in others if arm not in budget]):
+            if wave:
+                self._make([self._following(arm) for arm in wave])
+
+    def _following(self, arm: Arm) -> Arm:
+        """The arm with what was chosen for the one before it."""
+        before = self._named(arm.after) if arm.after else None
+        if before is not None and before.key is not None:
+            choice = self.chosen[before.name]
+            values = taken(arm.shares, choice) if arm.shares else arm.values
+            return self._with(arm, settings={**arm.settings, before.key: choice}, values=values)
+        return arm
+
+    def _named(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
 
     def _count(self) -> int:
         tuned, all_seeds = len(self._tuning()), len(self.compare.seeds)
@@ -81,15 +98,39 @@ class Study:
     def _make(self, arms: Sequence[Arm]) -> None:
         """Tune some arms on the first seeds, then run them on the others with what was chosen."""
         tuning = self._tuning()
-        trials = [self.task(arm, value, seed) for arm in arms for value in arm.values or [None] for seed in tuning]
-        carry_out(
-            [replace(trial, forgiving=len(trial.arm.values) > 1) for trial in trials], self.compare.jobs, self._tell
-        )
+        self._try([self.task(arm, value, seed) for arm in arms for value in arm.values or [None] for seed in tuning])
+        while wider := {arm.name: beyond for arm in arms if (beyond := self._beyond(arm)) is not None}:
+            arms = [self._wider(arm, wider[arm.name]) if arm.name in wider else arm for arm in arms]
+            self._try([self.task(arm, wider[arm.name], seed) for arm in arms if arm.name in wider for seed in tuning])
         for arm in arms:
             self.chosen[arm.name] = self.choose(arm)
         rest = [seed for seed in self.compare.seeds if seed not in tuning]
         left = [self.task(arm, self.chosen[arm.name], seed) for arm in arms for seed in rest]
         carry_out(left, self.compare.jobs, self._tell)
+
+    def _try(self, trials: Sequence[Task]) -> None:
+        forgiving = [replace(trial, forgiving=len(trial.arm.values) > 1) for trial in trials]
+        carry_out(forgiving, self.compare.jobs, self._tell)
+
+    def _beyond(self, arm: Arm) -> float | None:
+        """A value beyond the end of a grid, one more step of it away, if the best lies there and it may be widened."""
+        means = self.validation(arm) if arm.widens else []
+        if len(means) < 2:
+            return None
+        place = arm.values.index(self.choose(arm))
+        inner = {0: 1, len(means) - 1: len(means) - 2}.get(place)
+        if inner is None or means[inner] == means[place]:
+            return None
+        end = arm.values[place]
+        return taken((end / arm.values[inner],), end)[0]
+
+    def _wider(self, arm: Arm, value: float) -> Arm:
+        return self._with(arm, widens=arm.widens - 1, values=sorted([*arm.values, value]))
+
+    def _with(self, arm: Arm, **changes: Any) -> Arm:
+        """The arm changed, in its place among the arms."""
+        self.arms[self.arms.index(arm)] = found = replace(arm, **changes)
+        return found
 
     def choose(self, arm: Arm) -> Any:
         """The value of the arm's grid with the best mean on the held-out prompts of the tuning seeds."""
@@ -123,14 +164,14 @@ class Study:
         """One run with its config; the budget is what the target spent with this seed."""
         config = self._config(arm, value, seed)
         if arm.matched and arm.name != self.compare.target:
-            target = next(one for one in self.arms if one.name == self.compare.target)
+            target = self._named(self.compare.target)
             spent = spent_on_play(
                 self.task(target, self.chosen[target.name], seed).folder,
                 self._config(target, self.chosen[target.name], seed).selfplay.iterations,
             )
             budget = {"unit": self.compare.match, "amount": max(spent[self.compare.match], 1e-9)}
             config = changed(config, {"selfplay.budget": budget})
-        begun = None if arm.name == "sft" else self.folder / "arms" / "sft" / f"seed-{seed}"
+        begun = self.task(self._named(arm.after), self.chosen[arm.after], seed).folder if arm.after else None
         return Task(arm, value, seed, config, begun)
 
     def _config(self, arm: Arm, value: Any, seed: int) -> Config:
@@ -171,7 +212,10 @@ class Study:
 
     def claim(self) -> list[Asked]:
         """The folder is this study's, or RunError. Returns what was asked for so far, in order."""
-        compare = self.compare.model_dump(mode="json", exclude={"jobs", "arms", "seeds"})
+        # the arms' names stand for the values of an axis, of which all are compared with the reference
+        left_out: dict[str, Any] = {"jobs": True, "arms": True, "seeds": True, "axis": {"values"}}
+        left_out |= {"target": True} if self.compare.axis else {}
+        compare = self.compare.model_dump(mode="json", exclude=left_out)
         same = {**identify(self.config).same, "compare": compare}
         del same["seed"]
         asked = {"arms": [arm.name for arm in self.arms], "seeds": list(self.compare.seeds)}

@@ -165,10 +165,13 @@ class Arena:
 # ---------------------------------------------------------------- bytes
 
 
+CLOCKED = ("seconds", "memory")  # what another attempt may find different
+
+
 def timeless(value: Any) -> Any:
-    """JSON without its `seconds`, which are the only times a run writes."""
+    """JSON without its `seconds`, which are the only times a run writes, and peak memory."""
     if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if key != "seconds"}
+        return {key: timeless(item) for key, item in value.items() if key not in CLOCKED}
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
@@ -201,7 +204,7 @@ def report_without_times(arena: Arena) -> dict[str, bytes]:
     for path in copy.rglob("metrics.jsonl"):
         events = [json.loads(line) for line in path.read_text().splitlines()]
         path.write_text(
-            "".join(json.dumps({k: 0.0 if k == "seconds" else v for k, v in e.items()}) + "\n" for e in events)
+            "".join(json.dumps({k: 0.0 if k in CLOCKED else v for k, v in e.items()}) + "\n" for e in events)
         )
     for name in ("report.html", "report.md", "tables/phases.csv"):
         (copy / name).unlink()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from scipy import optimize, stats
 
 from sparring.evaluation.statistics import FEWEST
 
+Key = TypeVar("Key")
 Numbers = Sequence[Sequence[float]] | NDArray[Any]
 Table = NDArray[np.float64]
 
@@ -107,9 +108,9 @@ def mean_interval(numbers_SP: Numbers, weights_SP: Numbers, seed: int = 0) -> tu
     return found.mean, found.low, found.high
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
+def holm(p: Mapping[Key, float]) -> dict[Key, float]:
     """p adjusted for all comparisons together, in the order given (Holm 1979, step down); ValueError outside 0 to 1."""
-    adjusted: dict[str, float] = {}
+    adjusted: dict[Key, float] = {}
     largest = 0.0
     for done, (name, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
         if not 0 <= value <= 1:

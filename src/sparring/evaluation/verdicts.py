@@ -109,6 +109,43 @@ def headline(
     return f"{said} {_best(metric, means, target)} {caveat(difference, smallest, found)}".strip()
 
 
+def along(
+    metric: Metric,
+    means: Mapping[str, float],
+    found: Mapping[str, Mapping[str, tuple[Difference, float | None]]],
+    smallest: float | None,
+) -> str:
+    """The first words of a comparison along an axis: in what the values differ, and which arm is best.
+
+    means  of every arm on the primary metric, which must have a better way (else ValueError)
+    found  what is compared with what → the name of each value, its difference and Holm's p; one at the least
+    """
+    if metric.better is None:
+        raise ValueError(
+            f"{metric.label} has no better way, so no arm can be best on it; choose another primary metric"
+        )
+    size = next(one for of_value in found.values() for one, _ in of_value.values())
+    parts = [f"Measured in {metric.label}, {sample(size)}."]
+    for compared, of_value in found.items():
+        groups: dict[str, list[str]] = {}
+        for name, (one, holm_p) in of_value.items():
+            groups.setdefault(_in_words(metric, one, outcome(metric, one, holm_p, smallest)), []).append(name)
+        if groups:
+            parts.append(f"{compared}: {'; '.join(f'{word} with {_listed(names)}' for word, names in groups.items())}.")
+    return " ".join([*parts, _best(metric, means, ""), caveat(size, None, "better")]).strip()
+
+
+def _in_words(metric: Metric, difference: Difference, found: Outcome) -> str:
+    if found == "uncertain":
+        return f"{_way(metric, difference)}, but not certain after correcting,"
+    said: dict[Outcome, str] = {
+        "none": "no difference seen",
+        "negligible": "none of practical size",
+        "unknown": "not known",
+    }
+    return said.get(found, found)
+
+
 def caveat(difference: Difference, smallest: float | None, found: Outcome = "none") -> str:
     """What one seed or fewer than FEW prompts leave open and, where no difference was found, what would be needed."""
     lacks = []
@@ -161,6 +198,10 @@ def _short(value: float | None) -> str:
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
 def _at_most(difference: Difference) -> str:

@@ -191,7 +191,7 @@ PISSA = Method(
     fresh=lambda base, settings, dropout: fresh(base, settings, dropout, times=2),
     begin=_principal,
     train=_held,
-    decays=False,  # the frozen half would shrink
+    learns=0.5,
     starts_as_base=False,  # B·A - B_0·A_0 is 0 but for rounding
     merges=True,
     quantised=False,  # the singular directions of a quantised weight are not the weight's

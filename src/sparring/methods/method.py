@@ -61,7 +61,7 @@ class Method:
     packs           packed rows give the numbers of separate ones, where the base can be packed at all
     quantised       it can stand on a 4- or 8-bit base
     processes       several processes share its training (each holds the whole model)
-    decays          weight decay moves nothing that must stay
+    learns          the share of an adapter's numbers that learn; the others must stay, so weight decay must be 0
     gguf, vllm      how its players get there
     lr              fine-tuning learning rates worth trying on small models; self-play takes a tenth
     read            what adapter_config.json says → settings, if the adapter is of this method; else None
@@ -80,7 +80,7 @@ class Method:
     packs: bool = True
     quantised: bool = True
     processes: bool = True
-    decays: bool = True
+    learns: float = 1.0
     gguf: Home = "no"
     vllm: Home = "no"
     lr: tuple[float, ...] = (1e-4, 3e-4, 1e-3)

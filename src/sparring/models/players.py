@@ -148,6 +148,11 @@ class Ring:
         """The parameters that are being trained, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    @property
+    def size(self) -> int:
+        """How many numbers are being trained."""
+        return int(sum(p.numel() for p in self.trainable().values()) * self.row.learns)
+
     # ------------------------------------------------------------ the base, and what is on it
 
     def _clear(self, keep_whole: bool = False) -> None:

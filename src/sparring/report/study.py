@@ -30,7 +30,7 @@ class Yardstick:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One arm: `values`, `last` and each of `against` hold rows by metric, `budget` and `whole` numbers."""
+    """One arm: `values`, `last` and each of `against` hold rows by metric; `budget`, `whole` and `costs` numbers."""
 
     name: str
     label: str
@@ -42,6 +42,7 @@ class Arm:
     against: dict[str, dict[str, Row]]
     budget: Row
     whole: Row
+    costs: Row
     runs: tuple[Row, ...]
 
 
@@ -78,6 +79,14 @@ class Study:
     @property
     def target(self) -> str:
         return self.said("target")
+
+    @property
+    def pairs(self) -> list[tuple[Arm, Arm]]:
+        """Along an axis: fine-tuning alone and self-play of each value; else empty."""
+        named = {arm.name: arm for arm in self.arms}
+        pairs = [pair for pair in _list(self.part("axis"), "pairs") if isinstance(pair, list) and len(pair) == 2]
+        known = [[named.get(text(name)) for name in pair] for pair in pairs]
+        return [(one, two) for one, two in known if one is not None and two is not None]
 
     @property
     def labels(self) -> dict[str, str]:
@@ -129,6 +138,7 @@ def _arm(row: Row) -> Arm:
         against={text(other): _objects(_object(row, "against"), other) for other in _object(row, "against")},
         budget=_object(row, "budget"),
         whole=_object(row, "whole"),
+        costs=_object(row, "costs"),
         runs=tuple(run for run in _list(row, "runs") if isinstance(run, dict)),
     )
 

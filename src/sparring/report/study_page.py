@@ -20,12 +20,14 @@ from sparring.report.markdown import fenced, inline, lined, table
 from sparring.report.plots import draw
 from sparring.report.records import number, pretty, read_run, text
 from sparring.report.study import Study, read_study
+from sparring.report.study_costs import cost_rows, costs_csv, draw_costs, measured_how
 from sparring.report.study_plots import draw_study
 from sparring.report.svg import Plot
 
 __all__ = ["write_study"]
 
 Pairs = list[tuple[str, str]]
+GENERATION = "Generation is counted. First: self-play; then, in brackets: with fine-tuning."
 
 
 def write_study(folder: Path) -> Path:
@@ -36,7 +38,8 @@ def write_study(folder: Path) -> Path:
     """
     study = read_study(folder)
     (folder / "tables").mkdir(exist_ok=True)
-    for name, content in tables.sheets(study).items():
+    sheets = {**tables.sheets(study), **({"costs.csv": costs_csv(study)} if study.pairs else {})}
+    for name, content in sheets.items():
         replace(folder / "tables" / name, content)
     replace(folder / "report.md", _markdown(study))
     return replace(folder / "report.html", _html(study))
@@ -53,7 +56,9 @@ def _html(study: Study) -> str:
         verdict=_verdict(study),
         notes=study.lines("notes"),
         facts=_facts(study),
-        plots=_inline(draw_study(study)),
+        plots=_inline([*draw_costs(study), *draw_study(study)]),
+        costs=cost_rows(study),
+        measured_how=measured_how(study),
         comparisons=tables.comparisons(study),
         family=study.lines("family"),
         arms=_arms(study),
@@ -85,6 +90,8 @@ def _markdown(study: Study) -> str:
     parts = [f"# {inline(study.name)}", f"**{inline(_verdict(study))}**"]
     parts += [inline(note) for note in study.lines("notes")]
     parts += [table(["what", "value"], [list(pair) for pair in _facts(study)])]
+    if study.pairs:
+        parts += ["## Quality and costs", table(*cost_rows(study)), inline(measured_how(study))]
     parts += ["## The arms", table(*tables.comparisons(study))]
     if arms := _arms(study):
         rows = [f"{arm['label']}: {arm['what']} {arm['settings']}".strip() for arm in arms]
@@ -121,6 +128,7 @@ def _facts(study: Study) -> Pairs:
         ("primary metric", ", ".join(part for part in (study.primary.label, study.primary.meaning) if part)),
         ("target", study.label(study.target)),
         ("reference", study.label(study.reference)),
+        ("axis", text(study.part("axis").get("key"))),
         ("matched budget", "FLOPs" if study.match == "flops" else study.match),
         ("seeds", ", ".join(text(seed) for seed in seeds) if isinstance(seeds, list) else ""),
         ("test prompts", study.said("test_prompts")),
@@ -144,10 +152,11 @@ def _arms(study: Study) -> list[dict[str, str]]:
 
 
 def _matched(study: Study) -> str:
+    if study.pairs:
+        return f"No budget was made equal. {GENERATION}"
     name = {"flops": "FLOPs", "seconds": "time"}.get(study.match, study.match)
     rule = f"{name} were made equal to the target's; " if study.match else "It is not said which budget was matched; "
-    said = "Generation is counted. First: self-play; then, in brackets: with fine-tuning."
-    return f"{rule}the others are what it took. {said}"
+    return f"{rule}the others are what it took. {GENERATION}"
 
 
 def _course(study: Study) -> tuple[str, list[Plot]]:

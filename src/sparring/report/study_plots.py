@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from textwrap import wrap
 from typing import Any
 
 from sparring.report.records import number
-from sparring.report.study import Study, estimate, per_seed
+from sparring.report.study import Arm, Study, estimate, per_seed
 from sparring.report.svg import GREEN, GRID, INK, MUTED, PAPER, REAL, SYNTHETIC, Plot, brief, drawing, figure, to_svg
 from sparring.report.tested import plain, ranged
 
@@ -24,13 +25,14 @@ def forest(study: Study) -> Plot | None:
     found = {arm.name: estimate(arm.against.get(study.reference, {}).get(metric.key)) for arm in study.arms}
     if reference is None or not any(found.values()):
         return None
-    made, (axis,) = figure(1, 1.3 + 0.42 * len(study.arms))
+    arms = [arm for arm in study.arms if not study.pairs or arm is reference or found[arm.name]]
+    made, (axis,) = figure(1, 1.3 + 0.42 * len(arms))
     smallest = number(study.facts, "smallest")
     axis.axvline(0, color=MUTED, linewidth=1.2)
     if smallest:
         axis.axvspan(-smallest, smallest, color=GRID, alpha=0.45, linewidth=0)
     said = []
-    for place, arm in enumerate(study.arms):
+    for place, arm in enumerate(arms):
         if arm is reference:
             axis.plot([0], [place], "D", color=MUTED, markerfacecolor=PAPER)
             continue
@@ -41,7 +43,7 @@ def forest(study: Study) -> Plot | None:
         seeds = per_seed(arm, reference, metric.key)
         axis.plot(seeds, [place + 0.24] * len(seeds), ".", color=MUTED, markersize=4.5, linestyle="none")
         said.append(f"{arm.label} {plain(numbers[0], sign=True)} {_range(numbers)}")
-    _rows(axis, study, study.reference)
+    _rows(axis, study, arms, study.reference)
     _sides(axis, metric.better)
     axis.set_xlabel(brief(f"difference in {metric.label}{f', {metric.unit}' if metric.unit else ''}", 60))
     title = f"{metric.label}: difference to {reference.label}"
@@ -67,7 +69,7 @@ def values(study: Study) -> Plot | None:
             said.append(f"{arm.label} {plain(chosen[0])} {_range(chosen, sign=False)}")
         if last is not None and last != chosen:
             axis.plot([last[0]], [place + 0.24], "o", color=MUTED, markerfacecolor=PAPER, markersize=4.5)
-    _rows(axis, study, "")
+    _rows(axis, study, study.arms, "")
     axis.set_xlabel(brief(f"{metric.label}{f', {metric.unit}' if metric.unit else ''}", 60))
     title = f"{metric.label} of each arm"
     caption = "On the test prompts. Filled: the chosen iteration with its 95 % interval; hollow: the last, if another."
@@ -83,15 +85,15 @@ def _bar(axis: Any, place: int, numbers: tuple[float, float | None, float | None
     axis.plot([mean], [place], "o", color=colour)
 
 
-def _rows(axis: Any, study: Study, reference: str) -> None:
+def _rows(axis: Any, study: Study, arms: Sequence[Arm], reference: str) -> None:
     """Arms from top to bottom, the target in bold."""
     labels = [
         "\n".join(wrap(arm.label, 18, max_lines=2, placeholder="…")) + "\n(reference)" * (arm.name == reference)
-        for arm in study.arms
+        for arm in arms
     ]
     axis.set_yticks(range(len(labels)), labels)
     axis.tick_params(axis="y", length=0, labelcolor=INK)
-    for arm, tick in zip(study.arms, axis.get_yticklabels(), strict=True):
+    for arm, tick in zip(arms, axis.get_yticklabels(), strict=True):
         if arm.name == study.target:
             tick.set_fontweight("bold")
     axis.set_ylim(len(labels) - 0.4, -0.6)

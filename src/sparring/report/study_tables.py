@@ -46,6 +46,8 @@ def brief_rows(study: Study) -> tuple[list[str], list[list[str]]]:
 def measures(study: Study, against: str = "") -> tuple[list[Column], list[Line]]:
     """A line per metric and a column per arm: values, or with `against` the differences to that arm."""
     arms = [arm for arm in study.arms if not against or arm.name != against]
+    if study.pairs and against:  # along an axis an arm is compared with some others only
+        arms = [arm for arm in arms if against in arm.against]
     roles = {study.target: "target", study.reference: "reference"}
     heads = [Column(arm.label, roles.get(arm.name, ""), lambda row: Cell("")) for arm in arms]
     lines = []
