@@ -45,6 +45,8 @@ ROWS = {
     "terminal": 0,
     "watch": 0,
     "callbacks": 1,
+    "config_compare": 1,
+    "config_inputs": 1,
     "crew": 1,
     "data.collate": 1,
     "data.messages": 1,

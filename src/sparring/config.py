@@ -10,68 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from sparring.config_compare import ArmConfig, AxisConfig, CompareConfig
+from sparring.config_inputs import DataConfig, ModelConfig
 from sparring.evaluation.extract import extractor
 from sparring.methods import METHODS, Settings, method_of
 from sparring.methods.lora import LoRA
 from sparring.section import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
 
+__all__ = ["ArmConfig", "AxisConfig", "CompareConfig", "Config", "DataConfig", "MethodConfig", "ModelConfig"]
+
 T = TypeVar("T")
 
 # Keys of selfplay that take one value, or a list of one per iteration.
 PER_ITERATION = ("beta", "lr", "epochs", "anchor", "previous")
-
-
-class ModelConfig(Section):
-    """The frozen base and its tokenizer."""
-
-    base: str = Field("laboratory", description="a local folder, a hub id, or `laboratory`")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto",
-        description="computed in, and of what is not quantised; auto: bf16 on CUDA (fp16 on GPUs without it) and on "
-        "CPUs fast at it, else fp32",
-    )
-    quantise: Literal["none", "nf4", "int8"] = Field(
-        "none", description="hold the base's linear layers in 4 or 8 bits, through bitsandbytes; the head stays"
-    )
-    double_quant: bool = Field(True, description="nf4: quantise the scales too")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    template: str = Field("auto", description="auto (the tokenizer's own, else plain), plain, chatml, or a .jinja file")
-    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
-
-
-class DataConfig(Section):
-    """Prompts and real answers."""
-
-    train: str = Field("laboratory", description="a file, a folder, a hub id, or `laboratory`")
-    eval: str | None = Field(None, description="held-out data; by default cut from train")
-    subset: str | None = Field(None, description="configuration name of a hub data set; laboratory: noisy")
-    split: str = Field("train", description="split and slice: train[:1%], [:2000], train[10%:20%]")
-    eval_split: str | None = Field(None, description="split and slice of the held-out data")
-    eval_size: float = Field(0.1, gt=0, description="held out of train: a share below 1, else a count of prompts")
-    eval_limit: PositiveInt = Field(200, description="at most this many held-out prompts are used")
-    test: str | None = Field(None, description="data for the last measurement, which chooses nothing")
-    test_split: str | None = Field(None, description="split and slice of the test data")
-    test_size: NonNegativeFloat = Field(
-        0.0, description="cut from train, the same prompts for every seed: a share below 1, else a count; 0: no test"
-    )
-    test_limit: PositiveInt = Field(500, description="at most this many test prompts are used")
-    format: Literal[
-        "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "text", "spin"
-    ] = "auto"
-    columns: dict[str, str] = Field(default_factory=dict, description="our name: the file's name")
-    turns: Literal["last", "first", "all"] = Field("last", description="which assistant turns are answers")
-    render: Literal["auto", "chat", "text"] = Field(
-        "auto", description="chat: with the template; text: answer right after prompt; auto: by format"
-    )
-    system: str | None = Field(None, description="a system message for rows that have none")
-    separator: str = Field("auto", description="what ends a document in plain text; auto: <|endoftext|> or blank line")
-    opening: float = Field(0.25, gt=0, description="plain text: words given as the prompt, or a share below 1")
-    max_length: PositiveInt | None = Field(None, description="prompt + answer in tokens; default: the model's context")
-    too_long: Literal["drop", "truncate", "error"] = Field(
-        "drop", description="truncate cuts the answer and leaves its end token out"
-    )
-    bad_rows: Literal["error", "skip"] = "error"
 
 
 def _method(value: Any) -> Any:
@@ -215,62 +166,6 @@ class EvaluationConfig(Section):
         if match is not None:
             extractor(match)  # raises ValueError
         return match
-
-
-class ArmConfig(Section):
-    """One arm of a comparison: settings on top of the config's own."""
-
-    name: str = Field(min_length=1, description="a known arm, or a new name")
-    like: str | None = Field(None, description="a known arm whose settings come first")
-    what: str | None = Field(None, description="a sentence for the report")
-    settings: dict[str, Any] = Field(default_factory=dict, description="dotted key: value")
-    grid: dict[str, list[Any]] = Field(
-        default_factory=dict, description="dotted key: values, one chosen on held-out data; default: lr"
-    )
-
-
-class AxisConfig(Section):
-    """One key with several values: each is fine-tuned, and then spars."""
-
-    key: str = Field(min_length=1, description="method, or any dotted key")
-    values: list[Any] = Field(description="two or more; all are compared with the first")
-
-
-class CompareConfig(Section):
-    """Arms at equal budgets, with intervals: what `sparring compare` does."""
-
-    arms: list[str | ArmConfig] | None = Field(None, description="names of known arms, or own ones; default: all known")
-    axis: AxisConfig | None = Field(
-        None, description="instead of arms: fine-tuning and self-play with each value of a key, at the same data"
-    )
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = Field([0, 1, 2])
-    primary: Literal["nll", "exact_kl", "match"] = Field(
-        "nll", description="the one metric that chooses and that the verdict is about, declared before the run"
-    )
-    target: str = Field("spin-anchor", description="the arm that sets the budget, and that the verdict is about")
-    reference: str = Field("continued", description="the arm that it is compared with")
-    match: Literal["seconds", "tokens", "flops", "steps"] = Field("flops", description="the budget made equal")
-    lr: Annotated[list[PositiveFloat], Field(min_length=1)] | None = Field(
-        None,
-        description="learning rates tried for every arm; default: 3 from selfplay.lr to sft.lr; along an axis 1/30, "
-        "1/10 and 1/3 of fine-tuning's",
-    )
-    sft_lr: Annotated[list[PositiveFloat], Field(min_length=1)] | None = Field(
-        None, description="fine-tuning's learning rates tried for every value of an axis; default: its method's"
-    )
-    tune_seeds: PositiveInt = Field(
-        1, description="seeds on which the learning rate is chosen; the others take it over"
-    )
-    smallest: PositiveFloat = Field(0.01, description="the smallest difference of the primary metric that matters")
-    jobs: PositiveInt = Field(1, description="runs at the same time")
-
-    @field_validator("seeds")
-    @classmethod
-    def _different(cls, seeds: list[int]) -> list[int]:
-        twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
-        if twice is not None:
-            raise ValueError(f"compare.seeds names {twice} twice; give different seeds")
-        return seeds
 
 
 class Config(Section):
