@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from sparring.methods import METHODS
 from sparring.report.duels import cards, of_run
 from sparring.report.findings import headline_notes, verdict, verdict_of, warnings_of
 from sparring.report.frame import render, replace
@@ -78,7 +79,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts = [
         ("base", f"{text(base['name'])}{size}{held}" if base.get("name") else ""),
         ("data", _data_fact(data)),
-        ("adapter", _method_fact(run)),
+        ("method", _method_fact(run)),
         ("device", text(hardware.get("device") or hardware.get("cpu"))),
         ("time", duration(_seconds(run)) if run.phases else ""),
     ]
@@ -91,8 +92,12 @@ def _data_fact(data: dict[str, Any]) -> str:
 
 
 def _method_fact(run: Run) -> str:
-    name, rank = run.setting("method", "name"), run.setting("method", "r")
-    return text(f"{name}, rank {rank}" if name and rank else name)
+    section = run.config.get("method")
+    section = section if isinstance(section, dict) else {}
+    row = METHODS.get(str(section.get("name")))
+    said = row.settings.model_construct(**section).summary if row else text(section.get("name"))
+    start = run.config.get("start")
+    return f"{said}, from {text(start)}" if start else said
 
 
 def _seconds(run: Run) -> float:
