@@ -19,7 +19,7 @@ SECONDS = {"SFT": "sft_seconds", "play": "play_seconds", "score": "score_seconds
 MEMORY = {
     "GPU": "Memory is the peak of what the GPU's allocator gave out, in the phases of SFT, play, score and learn.",
     "process": "Memory is the process's resident peak in the phases of SFT, play, score and learn: Python and its "
-    "libraries are in it.",
+    "libraries are in it, and a little of what earlier runs of the same process left behind.",
     "process so far": "Memory is the process's resident peak since it began, which may be of an earlier run: the "
     "system keeps no other account.",
 }
