@@ -50,6 +50,9 @@ Home = Literal["adapter", "merged", "no"]  # how a player gets into another engi
 class Method:
     """A row of the table: what can be done with a method's players is written down once, here.
 
+    What trains is the adapter, and nothing of the base. A player is copied by its tensors: as its file holds them, or,
+    where it is the whole model, by staying in memory.
+
     settings        its section of the config
     what, source    a line for people, and where the method comes from
     fresh           (base, settings, dropout) → the PEFT config of a fresh adapter; None: the base's own weights train
