@@ -22,7 +22,8 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from sparring.config import MethodConfig, ModelConfig
+from sparring.config import ModelConfig
+from sparring.methods.lora import LoRA
 from sparring.models.base import Base, load_base, load_renderer
 from sparring.models.players import Player, Ring
 from sparring.models.quantised import weight_bytes
@@ -77,7 +78,7 @@ def measure(base: Base, tokens: int, repeat: int) -> dict[str, float]:
     with torch.no_grad():
         cache = base.model(input_ids=torch.tensor([ids[:1] * CACHED]), use_cache=True).past_key_values
     found = {"forward": best(forward, repeat), "one token": best(decode, repeat)}
-    ring = Ring(base, MethodConfig(), "base")
+    ring = Ring(base, LoRA(), "base")
     model = ring.challenge(Player.untrained(base), seed=0)
 
     def step() -> None:

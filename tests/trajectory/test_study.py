@@ -182,7 +182,7 @@ def test_killed_at_work_with_two_jobs_it_leaves_no_worker_and_goes_on(tmp_path: 
         assert a["against"] == b["against"]
 
 
-def _wait(ready: Any, seconds: float = 120.0) -> None:
+def _wait(ready: Any, seconds: float = 600.0) -> None:
     begun = time.monotonic()
     while not ready():
         assert time.monotonic() - begun < seconds
