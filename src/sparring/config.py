@@ -286,6 +286,7 @@ NEUTRAL = {
     "start": True,
     "model": {"base", "revision", "template", "quantise", "double_quant"},
     "data": {"train", "eval", "test"},
+    "selfplay": {"keep"},
     "evaluation": {"show": True, "prompting": {"rules"}},
     "compare": True,
     "generation": {"batch_tokens"},

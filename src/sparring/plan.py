@@ -22,7 +22,7 @@ from sparring.generation.sampling import stream_keys
 from sparring.job import Found, identify, run_folder
 from sparring.models.base import Base, context_of, load_base, read_config
 from sparring.models.head import TILE
-from sparring.models.memory import choose_budget
+from sparring.models.memory import choose_budget, moments
 from sparring.models.players import Player, Ring
 from sparring.models.quantised import count_parameters, plain_bytes, weight_bytes
 from sparring.models.scoring import answer_logprobs
@@ -216,6 +216,8 @@ def _estimate(config: Config, base: Base, train: list[Prompt], held_out: list[Pr
     budget = choose_budget(
         ring.model, base, longest, config.optimiser.micro_batch_tokens, None if asked == "auto" else asked
     )
+    state = moments(ring.model)
+    beside = state if ring.row.whole else state + 4 * trainable
     decode = _seconds_per_answer(ring, config, train)  # seats a player that trains nothing
     pair = rows * mean
     if base.layout.packed:
@@ -240,8 +242,11 @@ def _estimate(config: Config, base: Base, train: list[Prompt], held_out: list[Pr
         "base_bytes": base_bytes,
         "plain_bytes": unquantised_bytes,
         "checkpointing": budget.checkpointing,
-        "free_bytes": budget.free_bytes,
-        "memory_bytes": base_bytes + trainable * 16 + budget.peak_bytes + 2 * 4 * TILE[base.device.type],
+        "free_bytes": budget.free_bytes + state,
+        "memory_bytes": base_bytes + beside + budget.peak_bytes + 2 * 4 * TILE[base.device.type],
+        + trainable * (12 if ring.row.whole else 16)
+        + budget.peak_bytes
+        + 2 * 4 * TILE[base.device.type],
         "disk_bytes": (2 + play.iterations) * trainable * 4 + trainable * 12 + (1 + 2 * play.iterations) * ids,
     }
 

@@ -19,7 +19,7 @@ from sparring.data.pairs import Pair, Rows, write_rows
 from sparring.learning import _budget, fine_tune
 from sparring.models import memory
 from sparring.models.forward import Layout
-from sparring.models.memory import Budget, choose_budget, free_memory, token_bytes
+from sparring.models.memory import Budget, choose_budget, free_memory, moments, token_bytes
 from sparring.models.players import Player, Ring
 from sparring.models.scoring import answer_logprobs
 from sparring.preparing import prepare_data
@@ -147,7 +147,7 @@ def test_the_longest_pair_itself_is_measured_if_it_fits(monkeypatch: pytest.Monk
     short, own = token_bytes(ring.model, ring.base, SHORT), token_bytes(ring.model, ring.base, rows)
     assert own > 1.2 * short
     assert choose_budget(ring.model, ring.base, rows, 8192, None).token_bytes == own
-    monkeypatch.setattr(memory, "free_memory", lambda device: packed_tokens(rows) * short)
+    monkeypatch.setattr(memory, "free_memory", lambda device: packed_tokens(rows) * short + moments(ring.model))
     assert choose_budget(ring.model, ring.base, rows, 8192, False).token_bytes == short, (
         "not tried where it may not fit"
     )
@@ -162,7 +162,7 @@ def test_never_more_than_was_asked_for() -> None:
 def test_little_memory_turns_checkpointing_on_unless_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ring = challenger("llama")
     each = token_bytes(ring.model, ring.base, SHORT)
-    monkeypatch.setattr(memory, "free_memory", lambda device: 100 * each)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 100 * each + moments(ring.model))
     assert not budget_of(ring, longest=84).checkpointing
     tight = budget_of(ring, longest=86)
     assert tight.checkpointing

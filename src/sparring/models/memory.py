@@ -35,7 +35,7 @@ class Budget:
     checkpointing  whether layers are computed again in the backward pass instead of kept
     token_bytes    what the backward pass keeps of each token
     peak_bytes     of the largest micro-batch, about
-    free_bytes     that were free when this was chosen
+    free_bytes     that were free when this was chosen, beside gradients and moments
     """
 
     tokens: int
@@ -57,7 +57,7 @@ def choose_budget(model: Any, base: Base, longest: Sequence[Row], most: int, che
     most           tokens that were asked for at most
     checkpointing  None: only if the longest item would not fit without
     """
-    free, tokens_of_longest = free_memory(base.device), computed_tokens(base, longest)
+    free, tokens_of_longest = max(0, free_memory(base.device) - moments(model)), computed_tokens(base, longest)
     kept, layers = token_bytes(model, base, _short(base)), base.model.config.get_text_config().num_hidden_layers
     if 2 * tokens_of_longest * kept <= free:
         kept = token_bytes(model, base, longest)
@@ -68,6 +68,11 @@ def choose_budget(model: Any, base: Base, longest: Sequence[Row], most: int, che
     wanted = CPU_BYTES if base.device.type == "cpu" else CUDA_SHARE * free
     tokens = max(1, min(most, int(wanted / per_token)))
     return Budget(tokens, checkpointing, per_token, max(tokens_of_longest, tokens) * per_token, free)
+
+
+def moments(model: Any) -> int:
+    """Bytes that training takes besides: a gradient and Adam's two moments of every number that trains."""
+    return sum(3 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
 def _short(base: Base) -> list[Row]:
