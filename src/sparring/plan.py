@@ -244,9 +244,6 @@ def _estimate(config: Config, base: Base, train: list[Prompt], held_out: list[Pr
         "checkpointing": budget.checkpointing,
         "free_bytes": budget.free_bytes + state,
         "memory_bytes": base_bytes + beside + budget.peak_bytes + 2 * 4 * TILE[base.device.type],
-        + trainable * (12 if ring.row.whole else 16)
-        + budget.peak_bytes
-        + 2 * 4 * TILE[base.device.type],
         "disk_bytes": (2 + play.iterations) * trainable * 4 + trainable * 12 + (1 + 2 * play.iterations) * ids,
     }
 
