@@ -1,5 +1,7 @@
 """Print a study as the tables of docs/results.md: `python -m benchmarks.study_table RUNS/NAME.compare [metric …]`.
 
+Along an axis: a line for each value, with fine-tuning and self-play side by side, as in docs/methods.md.
+
 --svg FILE writes its picture of the arms, too, in the colours of a light page.
 """
 
@@ -28,6 +30,9 @@ def main() -> None:
     primary, reference = study["primary"], study["reference"]
     others = [metric for metric in options.metrics if metric != primary]
     print(study["headline"] + "\n")
+    if study.get("axis"):
+        _along(study)
+        return
     header = ["arm", "chosen", f"{primary}, best", "last", f"Δ to {reference} [95 %]", "p (Holm)", *others]
     _line(header)
     _line(["---"] * len(header))
@@ -44,6 +49,34 @@ def main() -> None:
     for arm in study["arms"]:
         spent = [f"{arm['budget'][unit]:.4g}" for unit in ("steps", "tokens", "flops", "seconds")]
         _line([arm["label"], *spent, ", ".join(run["label"] for run in arm["runs"])])
+
+
+def _along(study: dict[str, Any]) -> None:
+    arms, primary = {arm["name"]: arm for arm in study["arms"]}, study["primary"]
+    first = study["axis"]["pairs"][0][1]
+    _line([study["axis"]["key"], f"SFT: {primary} [95 %]", "self-play", f"Δ to {first} [95 %]", "Δ to its SFT [95 %]",
+           "lr of SFT, self-play", "parameters", "disk KiB", "seconds", "play, learn tok/s", "peak MiB"])  # fmt: skip
+    _line(["---"] * 11)
+    for alone, plays in study["axis"]["pairs"]:
+        sft, arm = arms[alone], arms[plays]
+        costs, gaps = arm["costs"], arm["against"]
+        seconds = sum(costs[f"{part}_seconds"] for part in ("sft", "play", "score", "learn"))
+        chosen = [f"{one['grid']['chosen']:.2g}" for one in (sft, arm) if one["grid"]]
+        cells = [f"{_spread(one, primary)}" for one in (sft, arm)]
+        cells += [_gap(gaps[other][primary]) if other in gaps else "–" for other in (first, alone)]
+        cells += [
+            ", ".join(chosen),
+            f"{costs['trainable']:,.0f}",
+            f"{costs['disk_bytes'] / 1024:,.1f}",
+            f"{seconds:.0f}",
+        ]
+        cells += [", ".join(f"{costs[f'{what}_tokens_per_second']:,.0f}" for what in ("play", "learn"))]
+        _line([plays, *cells, f"{costs['memory_bytes'] / 2**20:,.0f}"])
+
+
+def _spread(arm: dict[str, Any], metric: str) -> str:
+    found = arm["values"][metric]
+    return f"{found['mean']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
 
 
 def picture(folder: Path) -> str:

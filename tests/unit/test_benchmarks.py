@@ -17,6 +17,7 @@ from benchmarks.material import random_rows, rows_in_order
 from benchmarks.settings import Settings
 
 from sparring.data.pairs import Played, write_rows
+from sparring.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"vs_a", "vs_b", "memory_vs_a", "memory_vs_b", "loss_gap", "settings"}
@@ -93,3 +94,15 @@ def test_quantised_forms_are_all_measured(capsys: pytest.CaptureFixture[str]) ->
     assert list(rows) == list(quantised.FORMS)
     assert max(weights[1:]) < weights[0]
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows)
+
+
+def test_every_method_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import methods
+
+    sizes = {"layers": 1, "width": 64, "vocabulary": 1000, "pairs": 1, "repeat": 1, "threads": 1}
+    found = methods.main([f"--{name}={size}" for name, size in sizes.items()])
+    assert list(found) == list(METHODS)
+    assert found["full"]["parameters"] > found["lora"]["parameters"] > found["prompt"]["parameters"]
+    assert found["pissa"]["parameters"] == found["lora"]["parameters"]
+    assert found["pissa"]["disk"] > 1.9 * found["lora"]["disk"] - 4096
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(found)
