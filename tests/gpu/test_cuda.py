@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparring.methods import METHODS
 from sparring.models.base import Base, wrap_base
 from sparring.models.forward import Layout
 from sparring.models.players import Player
@@ -81,3 +82,14 @@ def test_a_small_run_on_a_quantised_base(tmp_path: Path, kind: str, dtype: str) 
         assert score(base.model.train(), base, rows, 8192) == evaluated
     assert (best.folder / "best.json").exists()
     assert base.quantised == kind
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_small_run_of_every_method(tmp_path: Path, method: str) -> None:
+    """In the method's own dtype: full fine-tuning in fp32, all others in bf16."""
+    dtype = "fp32" if METHODS[method].whole else "bf16"
+    settings = ("model.device=cuda", f"model.dtype={dtype}", f"method={method}", "selfplay.iterations=1")
+    with session(tmp_path, *settings) as opened:
+        best = self_play(opened)
+        opened.ring.seat(Player.untrained(opened.ring.base))
+    assert (best.folder / "best.json").exists()
