@@ -84,7 +84,10 @@ def _staged(config: Config) -> Settings:
 
 def _of_rank(config: Config) -> Settings:
     """As many numbers as all of self-play's adapters together would have, at the same scale alpha/r."""
-    wider = config.method.widened(max(1, config.selfplay.iterations))
+    try:
+        wider = config.method.widened(max(1, config.selfplay.iterations))
+    except ValueError as error:
+        raise ConfigError(f'arm "rank" cannot be had: {error}; leave it out') from None
     if wider is None or config.start is not None:
         why = "its size is that of `start`" if config.start is not None else f"method {config.method.name} has no size"
         raise ConfigError(f'arm "rank" is an adapter of more parameters, but {why}; leave the arm out')

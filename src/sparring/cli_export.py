@@ -47,14 +47,21 @@ def merge(
 
 @app.command()
 def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="one of them, with its settings")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="as a Markdown table")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """The PEFT methods, and what can be done with their players."""
-    from sparring.support import HEADER, support_markdown, support_rows
+    from sparring.support import HEADER, about, support_markdown, support_rows
     from sparring.terminal import print_table
 
-    if markdown:
+    if name is not None:
+        said, settings = about(name)
+        print(said)
+        if settings:
+            print()
+            print_table(["setting", "default", ""], settings)
+    elif markdown:
         print(support_markdown(), end="")
     elif as_json:
         for row in support_rows():

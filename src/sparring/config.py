@@ -20,6 +20,7 @@ from sparring.section import NonNegativeFloat, PositiveFloat, PositiveInt, Secti
 __all__ = ["ArmConfig", "AxisConfig", "CompareConfig", "Config", "DataConfig", "MethodConfig", "ModelConfig"]
 
 T = TypeVar("T")
+SLOWER = 20  # self-play's learning rate, where it is not given, is so many times lower than fine-tuning's
 
 # Keys of selfplay that take one value, or a list of one per iteration.
 PER_ITERATION = ("beta", "lr", "epochs", "anchor", "previous")
@@ -42,11 +43,18 @@ else:
     ]
 
 
+def _name(tree: Any) -> str:
+    """Which method a config that is not validated yet asks for."""
+    given = tree.get("method") if isinstance(tree, dict) else None
+    name = given.get("name", "lora") if isinstance(given, dict) else getattr(given, "name", given or "lora")
+    return name if isinstance(name, str) else ""
+
+
 class SFTConfig(Section):
     """Supervised fine-tuning, which makes theta_0."""
 
     epochs: NonNegativeFloat = Field(1.0, description="0: theta_0 is the base itself")
-    lr: PositiveFloat = 2e-4
+    lr: PositiveFloat = Field(2e-4, description="default for methods other than lora: the middle of the method's own")
     batch_size: PositiveInt = Field(32, description="examples per optimiser step")
     warmup: Share = 0.1
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
@@ -191,10 +199,22 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _rates_of_the_method(cls, tree: Any) -> Any:
+        """Methods need learning rates that differ by orders of magnitude: those not given are the method's."""
+        name = _name(tree)
+        if name not in METHODS or name == "lora" or tree.get("start") is not None:
+            return tree
+        sft, play = (tree.get(part) or {} for part in ("sft", "selfplay"))
+        rate = METHODS[name].lr[1]
+        if isinstance(sft, dict) and isinstance(play, dict):
+            tree = {**tree, "sft": {"lr": rate, **sft}, "selfplay": {"lr": rate / SLOWER, **play}}
+        return tree
+
+    @model_validator(mode="before")
+    @classmethod
     def _whole_in_fp32(cls, tree: Any) -> Any:
         """Where every weight trains, small updates would be lost in 16 bits: `auto` is fp32 then."""
-        given, model = (tree.get("method"), tree.get("model") or {}) if isinstance(tree, dict) else (None, None)
-        name = given.get("name") if isinstance(given, dict) else getattr(given, "name", given)
+        name, model = _name(tree), (tree.get("model") or {}) if isinstance(tree, dict) else None
         if isinstance(model, dict) and name in METHODS and METHODS[name].whole and model.get("dtype", "auto") == "auto":
             return {**tree, "model": {**model, "dtype": "fp32"}}
         return tree

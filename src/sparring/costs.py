@@ -20,7 +20,7 @@ def costs_of(run: Run) -> Costs:
     sft_, play_, score_, learn_seconds   judging is left out
     memory_bytes, memory_of              the highest peak of these phases, and what it is of (`peak.Peak`)
     play_tokens_per_second               sampled tokens
-    learn_tokens_per_second              trained on, in self-play if there was any, else in SFT
+    learn_tokens_per_second              trained on, in self-play if there was any, else in SFT; no virtual ones
     """
     phases: dict[str, list[Row]] = {part: [] for part in PARTS.values()}
     for name, row in run.phases.items():
@@ -35,7 +35,7 @@ def costs_of(run: Run) -> Costs:
         "memory_bytes": memory.get("bytes"),
         "memory_of": memory.get("of"),
         "play_tokens_per_second": _rate(phases["play"], "sampled"),
-        "learn_tokens_per_second": _rate(learnt, "tokens"),
+        "learn_tokens_per_second": _rate(learnt, "tokens", "virtual"),
     }
 
 
@@ -63,8 +63,8 @@ def _sum(rows: Sequence[Row], key: str) -> float:
     return sum(number(row, key) or 0.0 for row in rows)
 
 
-def _rate(rows: Sequence[Row], key: str) -> float | None:
-    done, seconds = _sum(rows, key), _sum(rows, "seconds")
+def _rate(rows: Sequence[Row], key: str, without: str = "") -> float | None:
+    done, seconds = _sum(rows, key) - _sum(rows, without), _sum(rows, "seconds")
     return done / seconds if done and seconds else None
 
 

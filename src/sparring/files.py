@@ -65,3 +65,10 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(doomed)
     for temporary in [*folder.rglob("*.tmp")]:
         temporary.unlink()
+
+
+def readable(path: Path) -> None:
+    """Give a file the rights that new files have here: safetensors keeps its own to their owner."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)

@@ -19,7 +19,7 @@ from sparring.errors import LawBroken
 from sparring.evaluation.nll import mean_nll
 from sparring.files import read_json, write_atomic
 from sparring.models.adapters import fingerprint_tensors
-from sparring.models.adopt import adopt
+from sparring.models.adopt import adopt, other_base
 from sparring.models.base import Base, dtype_warning
 from sparring.models.flops import Flops
 from sparring.models.memory import Budget, choose_budget
@@ -68,7 +68,7 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     flops = Flops.of(model).training(lengths, sum(real[i] for i in items), checkpointing=budget.checkpointing)
     tokens = sum(lengths) + base.virtual * len(lengths)
     made = {"stopped": None, "steps": len(steps), "tokens": tokens, "flops": flops}
-    return {**made, "trainable": session.ring.size}
+    return {**made, "virtual": tokens - sum(lengths), "trainable": session.ring.size}
 
 
 def _given(session: Session, folder: Path) -> None:
@@ -77,7 +77,10 @@ def _given(session: Session, folder: Path) -> None:
     if session.config.start is None:
         session.ring.save_start(folder, hold, session.seed("sft adapter"), home, "sft")
     else:
-        adopt(session.ring, Path(session.config.start).expanduser(), folder, hold, home, "sft")
+        given = Path(session.config.start).expanduser()
+        if said := other_base(given, session.config.model.base):
+            session.run.warn(said)
+        adopt(session.ring, given, folder, hold, home, "sft")
 
 
 # ---------------------------------------------------------------- learning
@@ -129,6 +132,7 @@ def learn(
         "steps": done,
         "tokens": tokens,
         "flops": flops.training(lengths, scored, tokens, budget.checkpointing),
+        "virtual": _virtual(session.ring.base, rows, items),
         "trainable": session.ring.size,
     }
 
@@ -162,7 +166,7 @@ def go_on(
     spent = flops.training([lengths[i] for i in items], sum(real[i] for i in items), checkpointing=budget.checkpointing)
     tokens = sum(lengths[i] + flops.virtual for i in items)
     made = {"stopped": stopped, "steps": done, "tokens": tokens, "flops": spent}
-    return {**made, "trainable": session.ring.size}
+    return {**made, "virtual": flops.virtual * len(items), "trainable": session.ring.size}
 
 
 def _check_scored(session: Session, pairs: Phase) -> None:
@@ -183,6 +187,12 @@ def _sizes(base: Base, rows: Rows[Pair]) -> list[int]:
         once = asked if base.layout.packed else asked * (1 + len(others))
         found.append(once + answer - 1 + sum(others) - len(others))
     return found
+
+
+def _virtual(base: Base, rows: Rows[Pair], items: Sequence[int]) -> int:
+    """Virtual tokens among those that were computed: once for each prompt, or for each answer."""
+    others = rows.inner_lengths("synthetic_ids") if base.virtual else []
+    return sum(base.virtual * (1 if base.layout.packed else 1 + len(others[item])) for item in items if base.virtual)
 
 
 def _trained_lengths(rows: Rows[Pair], items: Sequence[int]) -> tuple[list[int], int]:

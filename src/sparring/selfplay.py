@@ -34,7 +34,7 @@ def self_play(session: Session) -> Phase:
     if session.quantised:
         once("quantisation", quantisation_cost, data)
     start = opponent = once("sft", fine_tune, data)  # θ_0
-    scores = once("sft-scores", judge, data, start, start, None, label="θ_0 (SFT)", iteration=None)
+    scores = once("sft-scores", judge, data, start, start, None, label=session.first, iteration=None)
     once("base-scores", judge, data, None, start, None, label="base", iteration=None)
     judged, players, before = [scores], {"sft": start}, None
     rules = RULES[session.config.selfplay.negatives]

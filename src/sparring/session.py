@@ -47,6 +47,13 @@ class Session:
         return quantisation(self.settings, self.config.model)
 
     @property
+    def first(self) -> str:
+        """What theta_0 is called: how it came about."""
+        if self.config.start is not None:
+            return "θ_0 (start)"
+        return "θ_0 (SFT)" if self.config.sft.epochs else "θ_0 (no SFT)"
+
+    @property
     def crew(self) -> Crew:
         """The processes that work on this run."""
         return self.run.crew

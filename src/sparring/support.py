@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from sparring.methods import METHODS, Method
+from pydantic.fields import FieldInfo
+
+from sparring.methods import METHODS, Method, known
 
 HEADER = [
-    "method", "fresh = base", "packed rows", "merges", "hold", "4/8-bit base", "several GPUs", "GGUF", "vLLM"
+    "method", "fresh = base", "packed rows", "merges", "hold", "4/8-bit base", "several GPUs", "GGUF", "vLLM",
+    "sft.lr tried",
 ]  # fmt: skip
 MARK = {True: "yes", False: "no"}
 
@@ -21,6 +24,21 @@ def support_markdown() -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def about(name: str) -> tuple[str, list[list[str]]]:
+    """(what a method is, in a few lines; its settings: name, default, what it is); ConfigError if it is not known."""
+    row = known(name)
+    rates = ", ".join(f"{rate:g}" for rate in row.lr)
+    lines = [f"{name}: {row.what}", f"source: {row.source}", f"learning rates worth trying in SFT: {rates}"]
+    fields = {key: field for key, field in row.settings.model_fields.items() if key != "name"}
+    settings = [[f"method.{key}", _default(field), field.description or ""] for key, field in fields.items()]
+    return "\n".join(lines), settings
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    return "" if value in (None, [], {}) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _row(name: str, row: Method) -> list[str]:
     holds = [hold for hold in ("continue", "merge", "stack") if row.holds(hold)]
     return [
@@ -33,6 +51,7 @@ def _row(name: str, row: Method) -> list[str]:
         MARK[row.processes],
         _home(row, row.gguf),
         _home(row, row.vllm),
+        ", ".join(f"{rate:g}" for rate in row.lr),
     ]
 
 

@@ -71,6 +71,11 @@ def trained(ring: Ring, folder: Path) -> Player:
     return make_player(ring, fresh(ring, folder), folder, "trained")
 
 
+def nameless(tensors: dict[str, torch.Tensor]) -> list[str]:
+    """A print of each tensor, whatever the adapter is called in memory."""
+    return [fingerprint_tensors({"": tensor}) for tensor in tensors.values()]
+
+
 def bytes_of(base: Base) -> str:
     return fingerprint_tensors(dict(base.model.state_dict()))
 
@@ -117,7 +122,7 @@ def test_saved_and_loaded_it_is_the_same_player(method: str, name: str, tmp_path
     ring.challenge(opponent, seed=1)
     disturb(ring)
     ring.model.eval()
-    expected, weights = scores(ring), fingerprint_tensors(ring.trainable())
+    expected, weights = scores(ring), nameless(ring.trainable())
     for copy in ("one", "two"):
         (tmp_path / copy).mkdir()
         ring.save(tmp_path / copy, opponent, tmp_path, copy)
@@ -129,8 +134,7 @@ def test_saved_and_loaded_it_is_the_same_player(method: str, name: str, tmp_path
     ring.seat(player)
     assert scores(ring) == expected
     ring.challenge(player, seed=3)
-    assert len(ring.trainable()) > 0
-    assert fingerprint_tensors(ring.trainable()) == weights or opponent.adapters == ()
+    assert sorted(nameless(ring.trainable())) == sorted(weights)
     elsewhere = ring_with(method, base_of(name))
     elsewhere.seat(player)
     assert scores(elsewhere) == expected

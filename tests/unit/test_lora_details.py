@@ -218,7 +218,7 @@ def test_a_start_that_cannot_be_is_refused_before_a_model_is_loaded(tmp_path: Pa
         with pytest.raises(kind, match=said):
             run_job(build_config({**tree, "start": str(start), **more}))
 
-    refused(given, ConfigError, "is a player of method lora, rank 3, .* the config says method lora, rank 4")
+    refused(given, ConfigError, "is a player of method lora, rank 3, .* the config says method.alpha 8.0, .*method.r 4")
     refused(tmp_path / "nowhere", ModelError, "is not a folder")
     refused(tmp_path / "base", ModelError, "is a model, not an adapter")
     odd = adapter_from_peft(tmp_path / "odd", tmp_path / "base", peft_type="VERA")

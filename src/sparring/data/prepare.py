@@ -18,6 +18,10 @@ def prepare(
 
     virtual  tokens that a player puts before every prompt; the context has to hold them too
     """
+    if virtual >= context - 1:
+        raise DataError(
+            f"method.length is {virtual} virtual tokens, but the model's context is {context}; give far fewer"
+        )
     context -= virtual
     length = min(config.max_length or context, context)
     if config.max_length and config.max_length > context:

@@ -25,7 +25,7 @@ def choose(session: Session, folder: Path, *judged: Phase) -> Event:
     values, best = _ranked(judged, metric)
     extreme, words, _ = _WORDS[metric]
     last = list(values)[-1]
-    label = label_of(best)
+    label = label_of(best, session.first)
     if values[best] is None:
         reason = f"{label} is the only player"
     else:
@@ -62,9 +62,9 @@ def _ranked(judged: Sequence[Phase], metric: str) -> tuple[dict[str, float | Non
     return values, pick(values, key=lambda name: values[name]) if len(values) > 1 else next(iter(values))
 
 
-def label_of(player: str) -> str:
-    """A player's name as it is shown: "θ_0 (SFT)", "θ_1"."""
-    return "θ_0 (SFT)" if player == "sft" else f"θ_{int(player) + 1}"
+def label_of(player: str, first: str) -> str:
+    """A player's name as it is shown: `first` for θ_0, "θ_1"."""
+    return first if player == "sft" else f"θ_{int(player) + 1}"
 
 
 _WORDS: dict[str, tuple[str, str, Any]] = {

@@ -58,7 +58,7 @@ def examine(session: Session, folder: Path, data: Phase, start: Phase, best: Pha
         write_atomic(folder / f"{which}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         means[which] = means_of(rows) | whole
         name = name_of(phase)
-        about = {"which": which, "player": name, "label": label_of(name), "n": len(rows)}
+        about = {"which": which, "player": name, "label": label_of(name, session.first), "n": len(rows)}
         session.run.log({"event": "test", **about, **means[which]})
         spent.update(costs)
     return {**means, **spent}

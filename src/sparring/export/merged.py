@@ -22,7 +22,7 @@ from sparring.config import ModelConfig
 from sparring.data.pairs import Prompt, Rows
 from sparring.errors import InputError, LawBroken, ModelError, RunError
 from sparring.evaluation.nll import real_logprobs
-from sparring.files import remove, write_atomic
+from sparring.files import readable, remove, write_atomic
 from sparring.methods import method_of
 from sparring.models.adapters import settings_of
 from sparring.models.base import DTYPES, Base, find_base, load_base, load_renderer, read_config
@@ -159,7 +159,7 @@ def _mergeable(opened: Opened) -> Path:
         if not method_of(method).merges:
             raise RunError(
                 f"{adapter} is an adapter of method {method.name}, which is no change of the base's weights and cannot "
-                "be merged; use it beside the base, with PEFT"
+                "be merged; use it beside the base, with PEFT (docs/methods.md)"
             )
     folder = find_base(opened.config.model)
     if kind := stored_as(read_config(folder, opened.config.model)):
@@ -185,6 +185,8 @@ def _write(ring: Ring, player: Player, source: Path, out: Path, dtype: str, chat
             "that cannot be merged; use it beside the base, with PEFT"
         )
     model.save_pretrained(out)
+    for file in out.glob("*.safetensors"):
+        readable(file)
     for pattern in ("generation_config.json", "*.py", "LICENSE*"):
         for file in source.glob(pattern):
             shutil.copyfile(file, out / file.name)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from sparring.errors import ConfigError, nearest
 from sparring.methods.bottleneck import HOULSBY, PFEIFFER
 from sparring.methods.full import FULL
@@ -38,4 +40,13 @@ def known(name: str) -> Method:
 def switched(settings: Settings, name: str) -> dict[str, Any]:
     """The section `method` of another method, which takes over what both have and was set; ConfigError if unknown."""
     mine, theirs = settings.model_dump(mode="json", exclude_defaults=True), known(name).settings.model_fields
-    return {**{key: value for key, value in mine.items() if key in theirs}, "name": name}
+    ours = type(settings).model_fields
+    kept = {key: mine[key] for key in mine if key in theirs and _same(key, ours[key], theirs[key])}
+    return {**kept, "name": name}
+
+
+def _same(key: str, one: FieldInfo, other: FieldInfo) -> bool:
+    """Whether settings of one name mean the same: `target_modules` of LoRA are not those of a bottleneck."""
+    return bool(one.annotation == other.annotation) and (
+        key != "target_modules" or one.description == other.description
+    )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from sparring.methods.method import Method, Settings
+from sparring.methods.method import Method, Settings, readable, target
 
 # Names of the modules that make keys and values, and of those that read the feed-forward part's inside.
 KEYS_VALUES = ("k_proj", "v_proj", "key", "value", "c_attn", "query_key_value", "qkv_proj")
@@ -17,10 +17,12 @@ class IA3(Settings):
     """Settings of IA³."""
 
     name: Literal["ia3"] = "ia3"
-    target_modules: list[str] | None = Field(
+    target_modules: str | list[str] | None = Field(
         None, description="what is scaled; default: keys, values and the feed-forward part, by architecture"
     )
-    feedforward_modules: list[str] | None = Field(None, description="those of them whose input is scaled")
+    feedforward_modules: str | list[str] | None = Field(None, description="those of them whose input is scaled")
+
+    _pattern = field_validator("target_modules")(readable)
 
 
 def _fresh(base: Any, settings: IA3, dropout: float) -> Any:
@@ -32,17 +34,22 @@ def _fresh(base: Any, settings: IA3, dropout: float) -> Any:
     def present(names: tuple[str, ...]) -> list[str]:
         return [name for name in names if any(path.endswith(f".{name}") for path in paths)]
 
-    inside = present(FEED_FORWARD) if settings.feedforward_modules is None else settings.feedforward_modules
-    chosen = present(KEYS_VALUES) + inside if settings.target_modules is None else settings.target_modules
+    inside = present(FEED_FORWARD) if settings.feedforward_modules is None else target(settings.feedforward_modules)
+    chosen = present(KEYS_VALUES) + list(inside) if settings.target_modules is None else target(settings.target_modules)
     if not chosen:
         raise ValueError(
             f"no modules of this base are named {', '.join(KEYS_VALUES + FEED_FORWARD)}; name them in "
             "method.target_modules and method.feedforward_modules"
         )
+    if isinstance(inside, list) and isinstance(chosen, list):
+        apart = sorted(set(inside) - set(chosen))
+        if apart and settings.feedforward_modules is not None:
+            raise ValueError(f"method.feedforward_modules names {apart[0]}, which is not in method.target_modules")
+        inside = [name for name in inside if name in chosen]
     return IA3Config(
         task_type="CAUSAL_LM",
         target_modules=chosen,
-        feedforward_modules=[name for name in inside if name in chosen],
+        feedforward_modules=inside,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
     )
 
@@ -59,6 +66,7 @@ IA3_METHOD = Method(
     source="Liu et al. 2022, arXiv 2205.05638",
     fresh=_fresh,
     merges=True,
+    quantised=False,  # PEFT's layers for quantised weights leave in fp32, whatever came in
     gguf="merged",
     vllm="merged",
     lr=(1e-3, 3e-3, 1e-2),

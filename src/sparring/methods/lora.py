@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from sparring.errors import nearest
 from sparring.methods.method import Method, Settings, readable, target
 from sparring.section import PositiveFloat
 
-Rank = Annotated[int, Field(gt=0, le=4096)]
+MOST = 4096
+Rank = Annotated[int, Field(gt=0, le=MOST)]
 
 
 class LoRA(Settings):
@@ -34,6 +37,13 @@ class LoRA(Settings):
 
     _pattern = field_validator("target_modules")(readable)
 
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _patterns(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name in given:
+            readable(name)  # raises ValueError
+        return given
+
     @property
     def sft_dropout(self) -> float:
         """As given."""
@@ -50,8 +60,16 @@ class LoRA(Settings):
         return f"{self.name}, rank {self.r}"
 
     def widened(self, times: int) -> dict[str, Any]:
-        """A greater rank at the same scale alpha/r."""
-        return {"r": min(4096, times * self.r), "alpha": times * self.alpha}
+        """Greater ranks at the same scale alpha/r."""
+        return self._times(times, times)
+
+    def _times(self, times: int, scale: float) -> dict[str, Any]:
+        most = max([self.r, *self.rank_pattern.values()])
+        if times * most > MOST:
+            raise ValueError(f"a rank of {times} × {most} is above {MOST}")
+        ranks = {name: times * rank for name, rank in self.rank_pattern.items()}
+        alphas = {name: scale * alpha for name, alpha in self.alpha_pattern.items()}
+        return {"r": times * self.r, "alpha": scale * self.alpha, "rank_pattern": ranks, "alpha_pattern": alphas}
 
 
 def fresh(base: Any, settings: LoRA, dropout: float, times: int = 1, **others: Any) -> Any:
@@ -59,6 +77,7 @@ def fresh(base: Any, settings: LoRA, dropout: float, times: int = 1, **others: A
     from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
 
+    _present(base, settings)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=times * settings.r,
@@ -72,6 +91,22 @@ def fresh(base: Any, settings: LoRA, dropout: float, times: int = 1, **others: A
         bias="none",
         **others,
     )
+
+
+def _present(base: Any, settings: LoRA) -> None:
+    """Raise ValueError for a name or pattern that no module of the base has: PEFT says nothing of it."""
+    paths = [path for path, _ in base.named_modules() if path]
+    for key, names in (
+        ("rank_pattern", settings.rank_pattern),
+        ("alpha_pattern", settings.alpha_pattern),
+        ("modules_to_save", settings.modules_to_save),
+    ):
+        for name in names:
+            if not any(re.match(rf"(.*\.)?({name})$", path) for path in paths):
+                known = sorted({path.rpartition(".")[2] for path in paths if not path[-1].isdigit()})
+                raise ValueError(
+                    f'{key} names "{name}", which no module of this base is called; {nearest(name, known)}'
+                )
 
 
 def read(about: dict[str, Any], flag: str = "") -> dict[str, Any] | None:
@@ -108,8 +143,8 @@ class RsLoRA(LoRA):
     name: Literal["rslora"] = "rslora"  # type: ignore[assignment]
 
     def widened(self, times: int) -> dict[str, Any]:
-        """A greater rank at the same alpha/√r."""
-        return {"r": min(4096, times * self.r), "alpha": self.alpha * times**0.5}
+        """Greater ranks at the same alpha/√r."""
+        return self._times(times, times**0.5)
 
 
 RSLORA = Method(

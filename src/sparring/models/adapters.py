@@ -9,17 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sparring.errors import ModelError, nearest
+from sparring.errors import ModelError
 from sparring.files import read_json, write_atomic, written
 from sparring.methods import METHODS, Settings
 
@@ -28,9 +29,14 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 def fingerprint_tensors(tensors: dict[str, Tensor]) -> str:
     """sha256 over names, shapes and bytes of tensors, by name."""
+    return fingerprint_each((name, tensors[name]) for name in sorted(tensors))
+
+
+def fingerprint_each(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """The same of tensors that come one by one, in the order of their names."""
     total = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().to("cpu").contiguous()
+    for name, given in tensors:
+        tensor = given.detach().to("cpu").contiguous()
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         total.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()[:16]
@@ -42,7 +48,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         found: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"the adapter {path.parent} is damaged ({' '.join(str(error).split())}); remove the folder to make it again"
+            f"the adapter {path.parent} is damaged ({' '.join(str(error).split())[:200]}); if a run made it, remove "
+            "the folder and run again"
         ) from error
     return found
 
@@ -50,14 +57,51 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def settings_of(folder: Path) -> Settings:
     """The section `method` that an adapter folder was made with, as far as it says; ModelError if of no method."""
     about = _about(folder)
+    _plain_lora(about, folder)
     for row in METHODS.values():
         found = row.read(about)
-        if found is not None:
+        if found is None:
+            continue
+        try:
             return row.settings.model_validate({"name": row.name, **found})
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"]) or "settings"
+            why = str(first["msg"]).removeprefix("Value error, ")
+            raise ModelError(f"the adapter {folder} cannot be used: {key} is {first['input']!r} ({why})") from None
     kind = str(about.get("peft_type"))
     raise ModelError(
-        f"{folder} holds an adapter of type {kind}, which is not among the methods; {nearest(kind.lower(), METHODS)}"
+        f"{folder} holds an adapter of type {kind}, which is not among the methods {', '.join(METHODS)}; start from "
+        "one of these, or merge it into its base and give that as model.base"
     )
+
+
+# Variants of LoRA that change the base's own weights when they are put on it, or train what is not in the adapter.
+REWRITES = ("pissa", "olora", "corda", "loftq", "eva")
+FOREIGN = ("layer_replication", "lora_bias", "alora_invocation_tokens", "trainable_token_indices", "arrow_config")
+
+
+def _plain_lora(about: dict[str, Any], folder: Path) -> None:
+    """Refuse what PEFT's LoRA can be and a player cannot."""
+    if about.get("peft_type") != "LORA":
+        return
+    start = str(about.get("init_lora_weights")).lower()
+    if start.startswith(REWRITES):
+        raise ModelError(
+            f"the adapter {folder} was started as {start}, so it stands on a base that PEFT changes; save it as plain "
+            "LoRA first (save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    strange = [key for key in FOREIGN if about.get(key)]
+    strange += ["bias"] if about.get("bias", "none") != "none" else []
+    if strange:
+        raise ModelError(
+            f"the adapter {folder} has {strange[0]}: {about[strange[0]]!r}, which players do not have; merge it into "
+            "its base, and give that as model.base"
+        )
+    if about.get("use_dora") and about.get("use_rslora"):
+        raise ModelError(
+            f"the adapter {folder} is DoRA and rsLoRA at once, which players are not; start from one of them"
+        )
 
 
 def read_adapter(folder: Path) -> tuple[Any, dict[str, Tensor]]:
@@ -73,8 +117,13 @@ def read_adapter(folder: Path) -> tuple[Any, dict[str, Tensor]]:
         return found
     if about["peft_type"] in ("HOULSBY", "PFEIFFER"):
         import sparring.models.bottleneck  # noqa: F401  makes PEFT know the type
-    with quiet():
-        return PeftConfig.from_pretrained(str(folder)), tensors
+    try:
+        with quiet():
+            config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ModelError(f"the adapter {folder} cannot be read by PEFT ({why}); give a whole adapter") from error
+    return config, tensors
 
 
 def write_adapter(folder: Path, config: Any, tensors: dict[str, Tensor], base_name: str) -> None:
@@ -94,17 +143,31 @@ def attach(model: Any, name: str, tensors: dict[str, Tensor], folder: Path) -> N
     """Put tensors into the adapter of that name. Raises ModelError where they are not this adapter's."""
     from peft import set_peft_model_state_dict
 
-    try:
-        with quiet():
-            found = set_peft_model_state_dict(model, tensors, adapter_name=name)
-    except RuntimeError as error:
-        why = " ".join(str(error).split())[:300]
-        raise ModelError(f"the adapter {folder} does not fit this base ({why}); give the base it belongs to") from error
-    strange = list(found.unexpected_keys) if found is not None else []
+    mine = tensors_of(model, name)
+    strange, missing = sorted(set(tensors) - set(mine)), sorted(set(mine) - set(tensors))
     if strange:
         raise ModelError(
-            f"the adapter {folder} holds {strange[0]}, which this base has no place for; give the base it belongs to"
+            f"the adapter {folder} holds {strange[0]}, which this base or this method has no place for; give the base "
+            "it belongs to, and an adapter saved without embeddings"
         )
+    if missing:
+        raise ModelError(f"the adapter {folder} is damaged: it has no {missing[0]}; give a whole adapter")
+    for key, tensor in tensors.items():
+        if tensor.shape != mine[key].shape:
+            raise ModelError(
+                f"the adapter {folder} does not fit this base ({key} is {tuple(tensor.shape)} where "
+                f"{tuple(mine[key].shape)} is needed); give the base it belongs to"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ModelError(
+                f"the adapter {folder} has NaN or infinite numbers in {key}; give one that has not diverged"
+            )
+    try:
+        with quiet():
+            set_peft_model_state_dict(model, tensors, adapter_name=name)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:200]
+        raise ModelError(f"the adapter {folder} does not fit this base ({why}); give the base it belongs to") from error
 
 
 def tensors_of(model: Any, name: str) -> dict[str, Tensor]:
@@ -127,6 +190,10 @@ def _about(folder: Path) -> dict[str, Any]:
         about: dict[str, Any] = read_json(folder / CONFIG)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{folder / CONFIG} cannot be read ({error}); give the folder of a whole adapter") from error
+    if not isinstance(about, dict) or not about.get("peft_type"):
+        raise ModelError(
+            f"{folder / CONFIG} does not say which kind of adapter it is (peft_type); give a whole adapter"
+        )
     return about
 
 

@@ -42,3 +42,17 @@ def adopt(ring: Ring, given: Path, folder: Path, hold: str, run_folder: Path, na
             if (step / file).exists():
                 shutil.copyfile(step / file, copy / file)
         sign(copy, ring.base, hold, tuple(homes[:number]), prints[: number + 1], homes[number])
+
+
+def other_base(given: Path, name: str) -> str:
+    """What to say if an adapter made elsewhere names another base than this one; empty if it does not."""
+    if (given / ABOUT).exists() or not (given / CONFIG).exists():
+        return ""
+    theirs = str(read_json(given / CONFIG).get("base_model_name_or_path") or "").rstrip("/").rpartition("/")[2]
+    mine = name.rstrip("/").rpartition("/")[2]
+    plain = theirs.lower().removesuffix("-bnb-4bit").removesuffix("-unsloth")
+    if not theirs or plain == mine.lower():
+        return ""
+    return (
+        f"start says it was trained on {theirs}, but the base is {mine}; that they fit in shape is all that can be told"
+    )

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -47,8 +48,9 @@ class Flops:
         """Count the linear layers of a model, adapters included."""
         head = model.get_output_embeddings()
         frozen = trained = first = 0
+        inside = {id(module) for module in head.modules()}
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear | Conv1D) and module is not head:
+            if isinstance(module, nn.Linear | Conv1D) and id(module) not in inside:
                 linear = isinstance(module, nn.Linear)  # whose weight may be packed in 4 bits
                 size = module.in_features * module.out_features if linear else module.weight.numel()
                 if module.weight.requires_grad:
@@ -67,7 +69,11 @@ class Flops:
         attention, virtual = text.num_hidden_layers * width, virtual_tokens(model)
         plain = type(head) is nn.Linear and not head.weight.requires_grad
         again = 2 if plain else 4 if head.weight.requires_grad else 3
-        return Flops(frozen, trained, head.weight.numel(), attention, first, virtual, queries, again)
+        beside = [part for part in head.modules() if isinstance(part, nn.Linear) and part is not head]
+        size = head.weight.numel()
+        if isinstance(head, BaseTunerLayer):  # with an adapter's matrices beside its own
+            size = sum(part.weight.numel() for part in beside)
+        return Flops(frozen, trained, size, attention, first, virtual, queries, again)
 
     def forward(self, lengths: Sequence[int], scored: int, tokens: int | None = None) -> int:
         """A forward pass over rows `[prompt | answer]` of these lengths with the head at `scored` positions.

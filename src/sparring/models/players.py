@@ -24,7 +24,7 @@ from sparring.models.adapters import attach, fingerprint_tensors, quiet, read_ad
 from sparring.models.base import Base
 from sparring.models.merged import Folded, trained_whole, unwrap
 from sparring.models.player import ABOUT, Player, sign
-from sparring.models.whole import WEIGHTS, read_whole, restore, weights_of, write_whole
+from sparring.models.whole import WEIGHTS, read_whole, restore, settings_of_model, weights_of, write_whole
 
 __all__ = ["Player", "Ring"]
 
@@ -46,6 +46,7 @@ class Ring:
         self.seated = Player.untrained(base).fingerprint
         self._wrapped: Any = None
         self._folded = Folded(base.model)
+        self._settings = settings_of_model(base.model)
         self._whole = False  # the base's own weights have been changed
 
     @property
@@ -100,7 +101,7 @@ class Ring:
             try:
                 self.row.begin(self._wrapped, TRAINED)
             except ValueError as error:
-                raise ConfigError(_unfit(self.method, str(error))) from error
+                raise ConfigError(f"method {self.row.name} does not fit this base ({error})") from error
         if opponent.hold == "merge":
             self._refuse_tied()
         active = [] if opponent.hold == "merge" else [f"theta_{index}" for index in range(len(opponent.adapters))]
@@ -117,7 +118,7 @@ class Ring:
         kept = () if opponent.hold == "continue" else opponent.adapters
         if self.row.whole:
             tensors = weights_of(self.base.model)
-            write_whole(folder, self.base.model, tensors)
+            write_whole(folder, self._settings, tensors)
         else:
             trained = "theta_0" if opponent.hold == "continue" and opponent.adapters else TRAINED
             tensors = tensors_of(self._wrapped, trained)
@@ -151,7 +152,10 @@ class Ring:
     @property
     def size(self) -> int:
         """How many numbers are being trained."""
-        return int(sum(p.numel() for p in self.trainable().values()) * self.row.learns)
+        parts = {True: 0, False: 0}
+        for name, parameter in self.trainable().items():
+            parts[".lora_" in name] += parameter.numel()
+        return parts[False] + int(parts[True] * self.row.learns)
 
     # ------------------------------------------------------------ the base, and what is on it
 
@@ -172,7 +176,7 @@ class Ring:
         try:
             return self.row.fresh(self.base.model, self.method, dropout)
         except ValueError as error:
-            raise ConfigError(_unfit(self.method, str(error))) from error
+            raise ConfigError(f"method {self.row.name} does not fit this base ({error})") from error
 
     def _add(self, name: str, config: Any) -> None:
         from peft import get_peft_model
@@ -199,8 +203,7 @@ class Ring:
         """Make the base's weights those of a whole player; returns their fingerprint."""
         self._belongs(folder)
         self._whole = True
-        read_whole(folder, self.base.model)
-        return fingerprint_tensors(weights_of(self.base.model))
+        return read_whole(folder, self.base.model)
 
     def _belongs(self, folder: Path) -> None:
         if read_json(folder / ABOUT)["base"] != self.base.fingerprint:
@@ -209,6 +212,7 @@ class Ring:
     def _merge(self, folder: Path) -> str:
         """Merge an adapter into the base; returns the fingerprint of its weights."""
         fingerprint = self._attach(folder, "merged")
+        self._refuse_tied()
         self._fold()
         return fingerprint
 
@@ -234,11 +238,9 @@ class Ring:
 
     def _refuse_tied(self) -> None:
         if self._adapts_tied():
-            modules = getattr(self.method, "target_modules", None)
             raise ConfigError(
-                f"method.target_modules {modules!r} names the embedding or the head, which are "
-                "one matrix in this base and cannot be merged apart; leave them out, or set selfplay.hold to "
-                "continue or stack"
+                "method.target_modules names the embedding or the head, which are one matrix in this base and cannot "
+                "be merged apart; leave them out, or set selfplay.hold to continue or stack"
             )
 
     def _activate(self, names: list[str]) -> None:

@@ -6,11 +6,10 @@ needs, silently: numbers that are the same when an answer is scored alone, among
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +48,20 @@ def quantisation(settings: Any, config: ModelConfig) -> str:
             "model.quantise out, or give the base in 16 bits"
         )
     found = stored or ("" if config.quantise == "none" else config.quantise)
-    if found in NAMES and importlib.util.find_spec("bitsandbytes") is None:
+    if found in NAMES and not _installed():
         asked = "comes in" if stored else "in"
         raise ModelError(f"a base {asked} {found} needs bitsandbytes; install it: pip install 'sparring[quant]'")
     return found
+
+
+@cache
+def _installed() -> bool:
+    """Whether bitsandbytes can be imported here, and not only found."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
 
 
 def check_quantised(settings: Any, config: Config) -> str:

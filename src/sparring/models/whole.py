@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sparring.errors import ModelError
-from sparring.files import write_atomic
+from sparring.files import readable, write_atomic
+from sparring.models.adapters import fingerprint_each
 from sparring.models.base import Base
 
 WEIGHTS = "model.safetensors"
@@ -23,27 +25,41 @@ def weights_of(model: Any) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def write_whole(folder: Path, model: Any, tensors: dict[str, Tensor]) -> None:
+def settings_of_model(model: Any) -> dict[str, Any]:
+    """What config.json says of a model: taken before training, which turns its cache off."""
+    settings: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
+    return {key: value for key, value in settings.items() if key != "_name_or_path"}
+
+
+def write_whole(folder: Path, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write a model as transformers reads it (config.json, model.safetensors), without its tokenizer."""
     on_cpu = {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
     save_file(on_cpu, folder / WEIGHTS, metadata={"format": "pt"})
-    settings = json.loads(model.config.to_json_string(use_diff=False))
-    settings = {key: value for key, value in settings.items() if key != "_name_or_path"}
-    settings["dtype"] = str(model.dtype).removeprefix("torch.")
+    readable(folder / WEIGHTS)
+    settings = {**settings, "dtype": str(next(iter(on_cpu.values())).dtype).removeprefix("torch.")}
     write_atomic(folder / "config.json", json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
-def read_whole(folder: Path, model: Any) -> None:
-    """Put a snapshot's weights into the model, tensor by tensor. ModelError if the file is damaged or another's."""
+def read_whole(folder: Path, model: Any) -> str:
+    """Put a snapshot's weights into the model, tensor by tensor; returns the fingerprint of what the file holds.
+
+    Raises ModelError if the file is damaged or another's.
+    """
     mine = weights_of(model)
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             strange = sorted(set(file.keys()) ^ set(mine))
             if strange:
                 raise ModelError(f"{folder / WEIGHTS} is of another model ({strange[0]}); give a player of this base")
-            with torch.no_grad():
-                for name, weight in mine.items():
-                    weight.copy_(file.get_tensor(name))
+
+            @torch.no_grad()
+            def put() -> Iterator[tuple[str, Tensor]]:
+                for name in sorted(mine):
+                    tensor = file.get_tensor(name)
+                    mine[name].copy_(tensor)
+                    yield name, tensor
+
+            return fingerprint_each(put())
     except (SafetensorError, OSError, RuntimeError) as error:
         why = " ".join(str(error).split())[:200]
         raise ModelError(f"the weights {folder / WEIGHTS} are missing or damaged ({why}); remove the folder") from error

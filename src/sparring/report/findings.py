@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparring.methods import METHODS
 from sparring.report.records import Row, Run, difference, exact, number, pretty, read_run, text
 from sparring.report.tables import fixed, interval, percent, phase_label
 
@@ -173,7 +174,7 @@ def _measured(row: Row, metric: str) -> float | None:
 def warnings_of(run: Run) -> list[str]:
     """Every warning the run logged, then those the numbers give."""
     logged = [f"{phase_label(phase)}: {said}" if phase else said for phase, said in run.warnings]
-    found = [*logged, *_harmed(run), *_few(run), *_displaced(run), *_worse(run), *_unlike_real(run)]
+    found = [*logged, *_harmed(run), *_below_plain(run), *_few(run), *_displaced(run), *_worse(run), *_unlike_real(run)]
     if run.unreadable:
         found.append(f"{run.unreadable} lines of metrics.jsonl could not be read and are left out")
     return list(dict.fromkeys(pretty(line) for line in found))
@@ -188,7 +189,29 @@ def _harmed(run: Run) -> list[str]:
         return []
     return [
         f"The untrained base has a lower held-out NLL ({fixed(mine)}) than {run.label(run.start)} ({fixed(theirs)}): "
-        "fine-tuning did harm; lower sft.lr or sft.epochs."
+        f"fine-tuning did harm; {_advice(run)}."
+    ]
+
+
+def _advice(run: Run) -> str:
+    """A player that does not begin as the base may be worse for having learnt too little."""
+    row = METHODS.get(str(run.setting("method", "name")))
+    if row is None or row.starts_as_base:
+        return "lower sft.lr or sft.epochs"
+    rates = f"{row.lr[0]:g} to {row.lr[-1]:g}"
+    said = f"a fresh player of {row.name} is not the base, and may have learnt too little"
+    return f"{said}: raise sft.epochs, or try {rates} as sft.lr"
+
+
+def _below_plain(run: Run) -> list[str]:
+    """On a quantised base: the best player has not won back what quantising had cost."""
+    plain, name = number(run.quantisation, "plain_nll"), (run.best or {}).get("player")
+    mine = number(run.scores.get(str(name), {}), "nll")
+    if plain is None or mine is None or mine <= plain:
+        return []
+    return [
+        f"The base before it was quantised has a lower held-out NLL ({fixed(plain)}) than the best player "
+        f"({fixed(mine)}): quantising cost more than training has won."
     ]
 
 

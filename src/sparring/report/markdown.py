@@ -14,10 +14,11 @@ from sparring.report.tested import tested_lines, tested_notes
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~$])")
 
 
-def markdown(run: Run, again: Sequence[tuple[str, str]], config: str) -> str:
-    """The whole file. `again` (name, value) and `config` (YAML) say how to make the run again."""
+def markdown(run: Run, facts: Sequence[tuple[str, str]], again: Sequence[tuple[str, str]], config: str) -> str:
+    """The whole file. `facts` (name, value) stand at its head; `again` and `config` (YAML) say how to make it again."""
     parts = [f"# {inline(run.name)}", f"**{inline(verdict_of(run))}**"]
     parts += [inline(note) for note in headline_notes(run)]
+    parts += ["\n".join(f"- {name}: {inline(value)}" for name, value in facts)] if facts else []
     parts += ["## Results", _results(run)]
     parts += tested(run)
     if rows := quantised_rows(run):

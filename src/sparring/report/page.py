@@ -38,7 +38,7 @@ def write_report(run_folder: Path) -> Path:
     (run_folder / "tables").mkdir(exist_ok=True)
     replace(run_folder / "tables" / "scores.csv", scores_csv(run))
     replace(run_folder / "tables" / "phases.csv", phases_csv(run))
-    replace(run_folder / "report.md", markdown(run, again, config))
+    replace(run_folder / "report.md", markdown(run, _facts(run), again, config))
     return replace(run_folder / "report.html", _html(run, again, config))
 
 
@@ -97,7 +97,9 @@ def _method_fact(run: Run) -> str:
     row = METHODS.get(str(section.get("name")))
     said = row.settings.model_construct(**section).summary if row else text(section.get("name"))
     start = run.config.get("start")
-    return f"{said}, from {text(start)}" if start else said
+    trained = run.phases.get("sft", {}).get("trainable") or run.phases.get("0/player", {}).get("trainable")
+    size = f": {trained:,} trained parameters" if isinstance(trained, int) else ""
+    return f"{said}, from {text(start)}{size}" if start else f"{said}{size}"
 
 
 def _seconds(run: Run) -> float:
