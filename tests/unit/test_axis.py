@@ -73,7 +73,7 @@ def test_any_key_may_be_the_axis_and_values_are_as_the_config_reads_them() -> No
     assert list(found) == ["4-sft", "4", "16-sft", "16"]
     assert changed(config(), found["16"].settings).method.model_dump()["r"] == 16
     assert found["4"].label == "r 4 self-play"
-    assert list(arms("model.base", ["a/b", "c"])) == ["a_b-sft", "a_b", "c-sft", "c"]
+    assert list(arms("method.target_modules", ["a.b", "c/d"])) == ["a.b-sft", "a.b", "c_d-sft", "c_d"]
     anchors = arms("selfplay.anchor", ["0.1", 1])
     assert [changed(config(), anchors[name].settings).selfplay.anchor for name in ("0.1", "1")] == [0.1, 1.0]
 

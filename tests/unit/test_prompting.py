@@ -209,7 +209,7 @@ def test_a_run_of_one_player_that_thinks_first(
     assert "Best player" in capsys.readouterr().out
     best = json.loads((tmp_path / "r" / "best" / "best.json").read_text())
     assert best["value"] is None
-    assert best["why"] == "θ_0 (SFT) is the only player"
+    assert best["why"] == "θ_0 (no SFT) is the only player"
     assert call("runs", "--runs", str(tmp_path)) == 0
     assert call("report", "r", "--runs", str(tmp_path)) == 0
 

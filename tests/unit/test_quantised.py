@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from importlib.util import find_spec
@@ -240,11 +239,12 @@ def test_another_kind_is_named(folders, tmp_path):
 
 
 def test_missing_bitsandbytes_is_one_sentence(folders, monkeypatch):
-    seen = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else seen(name))
+    quantised._installed.cache_clear()
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # importing it raises ImportError
     config = settings(folders["llama"], "nf4")
     with pytest.raises(ModelError, match=r"needs bitsandbytes; install it: pip install 'sparring\[quant\]'"):
         quantisation(read_config(folders["llama"], config), config)
+    quantised._installed.cache_clear()
 
 
 @needs_bitsandbytes
