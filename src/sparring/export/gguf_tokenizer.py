@@ -1,4 +1,4 @@
-"""Tokenizers as llama.cpp has them: byte-level BPE with a named way of splitting, or SentencePiece's pieces with scores.
+"""Tokenizers as llama.cpp has them: byte-level BPE with a named way of splitting, or pieces with scores.
 
 llama.cpp knows ways of splitting a text by name only. The name is found by behaviour: the one whose patterns split a
 list of difficult texts as the tokenizer does.
@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Regex, pre_tokenizers
 
-from sparring.data.messages import Renderer
+from sparring.data.messages import Message, Renderer
 from sparring.errors import ModelError
 
 # Where tokenizers differ: digits, contractions, case, runs of spaces and line breaks, punctuation, scripts, symbols.
@@ -127,9 +127,20 @@ def vocabulary_of(renderer: Renderer, rows: int) -> Vocabulary:
         _scores(tokens, merges) if pieces else [],
         [" ".join(pair) for pair in merges],
         _ids(renderer),
-        renderer.adds_bos,
+        adds_bos(renderer),
         str(first).startswith("▁"),
     )
+
+
+def adds_bos(renderer: Renderer) -> bool:
+    """Whether llama.cpp is to open every text with bos, as the tokenizer does by itself.
+
+    Its servers do so with rendered chats too, unless a chat opens with bos already; so a template that leaves bos out
+    settles it for a chat model.
+    """
+    if not renderer.adds_bos or not isinstance(renderer.tokenizer.chat_template, str):
+        return renderer.adds_bos
+    return renderer.prompt((Message("user", "x"),), chat=True)[0] == renderer.tokenizer.bos_token_id
 
 
 def splitting(tokenizer: Any, whole: bool) -> str:
