@@ -22,6 +22,7 @@ from sparring.data.messages import Message, Renderer
 from sparring.errors import InputError, LawBroken
 from sparring.export.engines import need
 from sparring.export.gguf import KINDS
+from sparring.export.gguf_family import shape_of
 from sparring.export.gguf_tokenizer import DIFFICULT
 from sparring.models.base import load_base, load_renderer
 
@@ -213,7 +214,7 @@ def _texts(engine: Any, renderer: Renderer) -> tuple[list[str], int]:
 
 def _same(normalizer: Any, text: str) -> bool:
     """Whether a normalizer leaves a text as it is, but for spaces written as ▁."""
-    return str(normalizer.normalize_str(text)).replace("▁", " ").removeprefix(" ") == text.removeprefix(" ")
+    return str(normalizer.normalize_str(text)).replace("▁", " ") in (text, f" {text}")
 
 
 def _chats(engine: Any, renderer: Renderer, chats: Sequence[Chat]) -> tuple[list[str], int]:

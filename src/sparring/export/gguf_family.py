@@ -140,9 +140,19 @@ def _unlike(shape: Shape) -> list[tuple[bool, str]]:
         (not kinds <= fit, f"rope of type {', '.join(sorted(kinds - fit))}"),
         (any(part not in (None, 1.0) for part in partial), "rotary embeddings on a part of each head"),
         (family.arch == "gemma2" and not known.get("attn_logit_softcapping"), "no attn_logit_softcapping"),
+        (any(_odd_yarn(rotation) for rotation in rotations.values()), "yarn with settings of its own"),
         (bool(known.get("use_bidirectional_attention")), "attention in both directions"),
+        (family.arch == "qwen3" and bool(known.get("attention_bias")), "biases in attention"),
         (bool(known.get("scale_attn_by_inverse_layer_idx")), "attention scaled by layer"),
     ]
+
+
+def _odd_yarn(rotation: dict[str, Any]) -> bool:
+    """Whether a yarn scales otherwise than llama.cpp does by default."""
+    usual = {"attention_factor": None, "mscale": None, "mscale_all_dim": None, "beta_fast": 32, "beta_slow": 1}
+    return rotation.get("rope_type") == "yarn" and any(
+        rotation.get(name) not in (None, value) for name, value in usual.items()
+    )
 
 
 def _rotations(known: dict[str, Any]) -> dict[str, dict[str, Any]]:
