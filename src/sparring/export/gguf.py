@@ -183,7 +183,7 @@ def stored(tensor: Tensor, kind: str) -> np.ndarray[Any, Any]:
     rows = tensor.reshape(-1, tensor.shape[-1])
     parts = [
         np.ascontiguousarray(gguf.quantize(np.ascontiguousarray(part.float().numpy()), number)).view(np.uint8)
-        for part in rows.split(_ROWS)
+        for part in torch.split(rows, _ROWS)
     ]
     whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
     return whole.reshape(*tensor.shape[:-1], -1)

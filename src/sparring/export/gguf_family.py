@@ -223,7 +223,8 @@ def frequency_factors(shape: Shape) -> Tensor | None:
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](shape.settings, torch.device("cpu"))
     theta = _rotations(shape.known)["full_attention"]["rope_theta"]
     plain = 1.0 / theta ** (torch.arange(0, shape.width, 2, dtype=torch.float32) / shape.width)
-    return plain / scaled.float()
+    factors: Tensor = plain / scaled.float()
+    return factors
 
 
 # ---------------------------------------------------------------- tensors
@@ -270,4 +271,4 @@ def converted(shape: Shape, name: str, tensor: Tensor) -> Tensor:
 def paired(tensor: Tensor, heads: int) -> Tensor:
     """Rows [heads · (2 · half), …] → [heads · (half · 2), …]: row j of either half become neighbours 2j and 2j + 1."""
     half = tensor.shape[0] // heads // 2
-    return tensor.unflatten(0, (heads, 2, half)).transpose(1, 2).flatten(0, 2)
+    return tensor.reshape(heads, 2, half, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)

@@ -140,7 +140,7 @@ def adds_bos(renderer: Renderer) -> bool:
     """
     if not renderer.adds_bos or not isinstance(renderer.tokenizer.chat_template, str):
         return renderer.adds_bos
-    return renderer.prompt((Message("user", "x"),), chat=True)[0] == renderer.tokenizer.bos_token_id
+    return bool(renderer.prompt((Message("user", "x"),), chat=True)[0] == renderer.tokenizer.bos_token_id)
 
 
 def splitting(tokenizer: Any, whole: bool) -> str:

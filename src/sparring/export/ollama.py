@@ -96,9 +96,10 @@ def modelfile(file: str, renderer: Renderer, context: int, chat: bool = True, sy
     return Modelfile("\n".join(lines) + "\n", said)
 
 
-_S, _U, _A, _V, _B, _W = (Message(role, f"{word}{role}{word}") for role, word in (
-    ("system", "aq"), ("user", "bq"), ("assistant", "cq"), ("user", "dq"), ("assistant", "eq"), ("user", "fq")
-))  # fmt: skip
+# Words that no template writes by itself.
+_S = Message("system", "aq-system-aq")
+_U, _V, _W = (Message("user", f"{word}-user-{word}") for word in ("bq", "cq", "dq"))
+_A, _B = (Message("assistant", f"{word}-assistant-{word}") for word in ("eq", "fq"))
 _TRIED = (
     (_U,),
     (_S, _U),
