@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,7 @@ from sparring.export import gguf as export
 from sparring.export.gguf import KINDS, write_gguf
 from sparring.export.gguf_adapter import write_gguf_adapter
 from sparring.export.gguf_check import verify_gguf
-from sparring.export.gguf_tokenizer import DIFFICULT, SPLITS, splitting, vocabulary_of
+from sparring.export.gguf_tokenizer import DIFFICULT, SPLITS, WITHOUT_MARKS, splitting, vocabulary_of
 
 gguf = pytest.importorskip("gguf", reason="the library gguf is not here")
 needs_llama = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not here")
@@ -191,7 +192,7 @@ def test_16_bit_weights_go_through_unrounded(made, tmp_path):
     np.testing.assert_array_equal(found["output.weight"], tensors["lm_head.weight"].float().numpy())
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma2", "gpt2"])
+@pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2"])
 def test_transformers_reads_the_file_back(made, tmp_path, arch):
     write_gguf(made(arch), tmp_path / "a.gguf", "f32")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", dtype=torch.float32).eval()
@@ -431,9 +432,11 @@ def adapted(folder: Path, base: Path, **settings: Any) -> tuple[Path, Path]:
         for name, parameter in wrapped.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    wrapped.save_pretrained(folder / "adapter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT says that it saves an adapted head's own matrix too
+        wrapped.save_pretrained(folder / "adapter")
     wrapped.merge_and_unload().save_pretrained(folder / "merged")
-    for file in base.glob("tokenizer*"):
+    for file in [*base.glob("tokenizer*"), *base.glob("*.jinja")]:
         (folder / "merged" / file.name).write_bytes(file.read_bytes())
     return folder / "adapter", folder / "merged"
 
@@ -527,7 +530,8 @@ def test_llama_cpp_splits_as_the_name_says(tmp_path, name, whole, patterns):
     folder = save_model(tmp_path / "m", "llama", split_tokenizer(patterns, whole))
     write_gguf(folder, tmp_path / "a.gguf", "f16")
     assert read(tmp_path / "a.gguf")[0]["tokenizer.ggml.pre"] == name
-    assert verify_gguf(tmp_path / "a.gguf", folder, "f16", random_rows(400, count=2)).texts == len(DIFFICULT) - 1
+    found = verify_gguf(tmp_path / "a.gguf", folder, "f16", random_rows(400, count=2))
+    assert found.texts == len(DIFFICULT) - (3 if name in WITHOUT_MARKS else 1)
 
 
 @needs_llama
@@ -571,7 +575,7 @@ def test_other_tokens_and_other_chats_are_found(made, tmp_path, monkeypatch):
 @needs_llama
 def test_a_file_that_cannot_be_loaded_is_set_aside(made, tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"GGUF and nothing more")
-    with pytest.raises(LawBroken, match="llama.cpp cannot load it"):
+    with pytest.raises(LawBroken, match=r"llama\.cpp cannot load it"):
         verify_gguf(tmp_path / "a.gguf", made("llama"), "f16", rows_for(made("llama")))
     assert (tmp_path / "a.unverified.gguf").exists()
 

@@ -68,6 +68,8 @@ def _pairs(folder: Path, shape: Shape, tensors: dict[str, Tensor]) -> dict[str, 
     """module → (its weight's name in GGUF, A [r, in], B [out, r])."""
     halves: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
+        if name.endswith(".base_layer.weight"):
+            continue  # the head's own matrix, which PEFT saves beside a LoRA on it
         match = _PART.match(name)
         if match is None:
             raise ModelError(

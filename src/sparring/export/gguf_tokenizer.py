@@ -27,7 +27,8 @@ DIFFICULT = (
     "camelCase PascalCase snake_case UPPER lowerUPPER McDonald iPhone",
     "naïve café über Straße ångström żółć",
     "Привет, мир! Γειά σου κόσμε. שלום עולם مرحبا بالعالم",
-    "你好,世界。こんにちは世界 안녕하세요 नमस्ते दुनिया ไทย",
+    "你好,世界。こんにちは世界 안녕하세요",
+    "नमस्ते दुनिया, สวัสดี",
     "🙂 👩‍👩‍👧 ❤️ 🇩🇪 ½ ² ™ € £ →",
     "a/b\\c <tag attr=\"1\"/> {json: [1, 2]} $x^2$ ... --- !!! ???",
     "https://example.org/a-b_c?d=e&f=g#h me@example.org",
@@ -61,6 +62,9 @@ SPLITS: tuple[tuple[str, bool, tuple[str, ...]], ...] = (
     ("tekken", True, (_CASED.replace("{N}", r"\p{N}").replace("{S}", ""),)),
     ("gpt-4o", False, (_CASED.replace("{N}", r"\p{N}{1,3}").replace("{S}", f"{_CONTRACTION}?"),)),
 )
+
+# llama.cpp's patterns of these names tear combining marks (of Hindi, Thai) off their letters; nothing in a file helps.
+WITHOUT_MARKS = ("tekken", "gpt-4o")
 
 
 @dataclass(frozen=True, slots=True)
