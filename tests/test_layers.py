@@ -86,6 +86,7 @@ ROWS = {
     "report.study": 2,
     "report.tables": 2,
     "scaling": 2,
+    "export.gguf_texts": 3,
     "laboratory.pretrain": 3,
     "ledger": 3,
     "methods": 3,

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests import helpers
 from tests.helpers import CHATML, byte_tokenizer, config_of, model_of, piece_tokenizer, random_rows, renderer_of
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, GemmaConfig, PreTrainedTokenizerFast
 
-from sparring.data.messages import PLAIN, Message
+from sparring.data.messages import PLAIN, Message, Renderer
 from sparring.errors import InputError, LawBroken, ModelError
 from sparring.export import engines, gguf_check, gguf_family
 from sparring.export import gguf as export
@@ -535,6 +535,21 @@ def test_llama_cpp_splits_as_the_name_says(tmp_path, name, whole, patterns):
 
 
 @needs_llama
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_spaces_before_texts(tmp_path, scheme):
+    tokenizer = piece_tokenizer(SPECIAL[1:], template=CHATML)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([])
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    folder = save_model(tmp_path / "m", "llama", tokenizer)
+    write_gguf(folder, tmp_path / "a.gguf", "f16")
+    # a chat opens with a special token, so a space at the very beginning of texts is none of a chat's
+    assert read(tmp_path / "a.gguf")[0]["tokenizer.ggml.add_space_prefix"] is (scheme == "always")
+    found = verify_gguf(tmp_path / "a.gguf", folder, "f16", random_rows(400, count=2))
+    assert found.chats == 3
+    assert (found.apart > 0) is (scheme != "never")
+
+
+@needs_llama
 @pytest.mark.parametrize("name", PATTERNS)
 def test_llama_cpp_adds_the_lora(made, tmp_path, name):
     adapter, merged = adapted(tmp_path, made("llama"), **PATTERNS[name])
@@ -561,7 +576,7 @@ def test_a_file_that_is_not_the_model_is_set_aside_with_its_numbers(made, tmp_pa
 
 @needs_llama
 def test_other_tokens_and_other_chats_are_found(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "plain_template", lambda renderer: PLAIN)
+    monkeypatch.setattr(Renderer, "portable", property(lambda renderer: PLAIN))
     write_gguf(made("llama"), tmp_path / "a.gguf", "f16")
     with pytest.raises(LawBroken, match=r"a chat of 1 turns is \d+ tokens and there \d+"):
         verify_gguf(tmp_path / "a.gguf", made("llama"), "f16", rows_for(made("llama")))
@@ -592,7 +607,7 @@ def test_ties_are_counted_and_worse_tokens_named(made):
     for tie, ties, wrong in ((gap * 1.1, 1, 0), (gap * 0.9, 0, 1)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(gguf_check.TIE, "f16", tie)
-            heard = gguf_check._Heard(silent, [[int(top.indices[1])]], [], 0, 0)
+            heard = gguf_check._Heard(silent, [[int(top.indices[1])]], [], 0, 0, 0)
             found, differ = gguf_check._compare(folder, renderer, "f16", rows, heard)
         assert (found.ties, len(differ), found.greedy) == (ties, wrong, 1)
 

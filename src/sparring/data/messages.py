@@ -113,6 +113,11 @@ class Renderer:
         self.turn_end: int = self._find_turn_end()
         self.end_ids: tuple[int, ...] = tuple(sorted({self.turn_end, tokenizer.eos_token_id}))
 
+    @property
+    def portable(self) -> str:
+        """The template for other engines, which do not say in `sparring_bos` whether the tokenizer opens with bos."""
+        return self.template.replace("bos_token if bos_token and sparring_bos", "bos_token" if self.adds_bos else "''")
+
     def render(self, conversation: Conversation, turns: str = "last") -> list[Example]:
         """The examples of a conversation: one for `last` or `first`, one per answer for `all`."""
         messages = conversation.messages

@@ -17,7 +17,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sparring.config import ModelConfig
-from sparring.data.messages import Renderer
 from sparring.errors import InputError, ModelError, nearest
 from sparring.export.engines import need
 from sparring.export.gguf_family import Shape, converted, describe, frequency_factors, names_of, shape_of
@@ -62,16 +61,9 @@ def write_gguf(folder: Path, out: Path, kind: str) -> None:
             describe(writer, shape, rows)
             vocabulary.write(writer)
             if isinstance(renderer.tokenizer.chat_template, str):
-                writer.add_chat_template(plain_template(renderer))
+                writer.add_chat_template(renderer.portable)
             order = sorted(table, key=lambda name: (table[name] != "token_embd.weight", _by_number(table[name])))
             _finish(writer, shape, {name: (table[name], sizes[name]) for name in order}, read, kind)
-
-
-def plain_template(renderer: Renderer) -> str:
-    """The chat template without what only this project hands to one: whether the tokenizer opens texts with bos."""
-    return renderer.template.replace(
-        "bos_token if bos_token and sparring_bos", "bos_token" if renderer.adds_bos else "''"
-    )
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import os
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,8 @@ from sparring.errors import InputError, LawBroken
 from sparring.export.engines import need
 from sparring.export.gguf import KINDS
 from sparring.export.gguf_family import shape_of
-from sparring.export.gguf_tokenizer import DIFFICULT, WITHOUT_MARKS
+from sparring.export.gguf_texts import compare_chats, compare_texts
+from sparring.export.gguf_tokenizer import ASKED
 from sparring.models.base import load_base, load_renderer
 
 Row = tuple[list[int], list[int]]  # prompt ids, answer ids
@@ -41,12 +41,6 @@ TIE = {"f32": 0.01, "f16": 0.05}
 
 ROWS, LENGTH, GREEDY = 16, 1024, 32  # held-out rows that are taken, their tokens at most, tokens that are continued
 
-_ASKED: tuple[Chat, ...] = (
-    (Message("user", "What is a prime number?"),),
-    (Message("system", "Be brief."), Message("user", "Hello, who are you?")),
-    (Message("user", "1 + 1?"), Message("assistant", "2."), Message("user", "And  twice that,\n\nin words? 🙂")),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Checked:
@@ -57,6 +51,7 @@ class Checked:
     largest       the largest |Δ log p| of a single token
     greedy, ties  tokens that the file continued greedily (0: not asked), and how many of them were ties
     texts, chats  texts and rendered chats that are the same tokens for both
+    apart         difficult texts that are not, because llama.cpp puts a space before a text in another way
     """
 
     kind: str
@@ -69,6 +64,7 @@ class Checked:
     ties: int
     texts: int
     chats: int
+    apart: int
 
     def said(self) -> str:
         """In a sentence."""
@@ -77,6 +73,8 @@ class Checked:
             f"({self.file - self.model:+.2g}, allowed: {TOLERANCE[self.kind]:g}; largest |Δ log p| of a token "
             f"{self.largest:.2g}); the same tokens for {self.texts} texts and {self.chats} chats"
         )
+        if self.apart:
+            text += f"; others for {self.apart} texts that open with a space, which llama.cpp cannot have the same"
         if self.greedy:
             text += f"; greedily the same for {self.greedy} tokens" + (f", {self.ties} of them ties" * bool(self.ties))
         return text
@@ -95,6 +93,7 @@ class _Heard:
     differ: list[str]
     texts: int
     chats: int
+    apart: int
 
 
 def verify_gguf(
@@ -120,7 +119,7 @@ def verify_gguf(
     renderer = load_renderer(folder, ModelConfig(base=str(folder)))
     suspect = file if lora is None else lora
     try:
-        heard = _listen(file, lora, renderer, kind, chosen, [*_ASKED, *chats])
+        heard = _listen(file, lora, renderer, kind, chosen, [*ASKED, *chats])
     except ValueError as error:  # llama.cpp cannot load it
         raise _unverified(suspect, [f"llama.cpp cannot load it ({error})"]) from error
     gc.collect()
@@ -167,9 +166,9 @@ def _listen(
     try:
         logprobs = [_answer_logprobs(engine, prompt, answer) for prompt, answer in rows]
         greedy = [_continued(engine, prompt, renderer.end_ids) for prompt, _ in rows] if kind in TIE else []
-        differ, texts = _texts(engine, renderer)
-        more, rendered = _chats(engine, renderer, chats)
-        return _Heard(logprobs, greedy, differ + more, texts, rendered)
+        differ, texts, apart = compare_texts(engine, renderer, [prompt for prompt, _ in rows])
+        more, rendered = compare_chats(engine, renderer, chats)
+        return _Heard(logprobs, greedy, differ + more, texts, rendered, apart)
     finally:
         engine.close()
 
@@ -197,59 +196,6 @@ def _continued(engine: Any, prompt: list[int], ends: Sequence[int]) -> list[int]
         tokens.append(int(engine.scores[engine.n_tokens - 1].argmax()))
         engine.eval(tokens[-1:])
     return tokens
-
-
-def _texts(engine: Any, renderer: Renderer) -> tuple[list[str], int]:
-    """(where the tokens of texts differ, how many texts were compared): not those that llama.cpp cannot have the same.
-
-    It knows no normal forms of Unicode, and with some tokenizers no combining marks.
-    """
-    normalizer = renderer.tokenizer.backend_tokenizer.normalizer
-    marks = engine.metadata["tokenizer.ggml.pre"] not in WITHOUT_MARKS
-    texts = [
-        text
-        for text in DIFFICULT
-        if text and (marks or not _marked(text)) and (normalizer is None or _same(normalizer, text))
-    ]
-    differ = []
-    for text in texts:
-        ours = list(renderer.tokenizer(text, add_special_tokens=False).input_ids)
-        theirs = engine.tokenize(text.encode(), add_bos=False, special=True)
-        if ours != theirs:
-            differ.append(f"{text[:30]!r} is {len(ours)} tokens {ours[:8]}… and there {len(theirs)} {theirs[:8]}…")
-    return differ, len(texts)
-
-
-def _marked(text: str) -> bool:
-    """Whether letters carry combining marks."""
-    return any(unicodedata.category(letter) in ("Mn", "Mc") for letter in text)
-
-
-def _same(normalizer: Any, text: str) -> bool:
-    """Whether a normalizer leaves a text as it is, but for spaces written as ▁."""
-    return str(normalizer.normalize_str(text)).replace("▁", " ") in (text, f" {text}")
-
-
-def _chats(engine: Any, renderer: Renderer, chats: Sequence[Chat]) -> tuple[list[str], int]:
-    """(where rendered chats differ, how many were compared): by the template in the file, and its tokenizer."""
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-    template = engine.metadata.get("tokenizer.chat_template")
-    if template is None:
-        return [], 0
-    bos, eos = (renderer.tokenizer.bos_token or ""), renderer.tokenizer.eos_token
-    formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos, add_generation_prompt=True)
-    differ = []
-    for messages in chats:
-        ours = renderer.prompt(messages, chat=True)
-        turns = renderer.turns(messages)
-        text = formatter(messages=turns).prompt
-        theirs = engine.tokenize(text.encode(), add_bos=False, special=True)
-        if ours != theirs:
-            differ.append(
-                f"a chat of {len(messages)} turns is {len(ours)} tokens and there {len(theirs)} ({text[:60]!r})"
-            )
-    return differ, len(chats)
 
 
 # ---------------------------------------------------------------- the model
@@ -286,6 +232,7 @@ def _compare(
         ties,
         heard.texts,
         heard.chats,
+        heard.apart,
     )
     return found, differ
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from sparring.data.messages import Message, Renderer
 from sparring.errors import ModelError
@@ -38,6 +38,13 @@ DIFFICULT = (
     " ",
     "",
 )  # fmt: skip
+
+# The same for chats: one question, a system text, a conversation.
+ASKED: tuple[tuple[Message, ...], ...] = (
+    (Message("user", "What is a prime number?"),),
+    (Message("system", "Be brief."), Message("user", "Hello, who are you?")),
+    (Message("user", "1 + 1?"), Message("assistant", "2."), Message("user", "And  twice that,\n\nin words? 🙂")),
+)
 
 _TAIL = r"\s+(?!\S)|\s+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _TAIL
@@ -122,7 +129,6 @@ def vocabulary_of(renderer: Renderer, rows: int) -> Vocabulary:
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in content["model"]["merges"]]
     pieces = bool(content["model"].get("byte_fallback"))
     tokens, types = _tokens(content, rows, pieces)
-    first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids)[0]
     return Vocabulary(
         "llama" if pieces else "gpt2",
         "default" if pieces else splitting(tokenizer, bool(content["model"].get("ignore_merges"))),
@@ -132,7 +138,7 @@ def vocabulary_of(renderer: Renderer, rows: int) -> Vocabulary:
         [" ".join(pair) for pair in merges],
         _ids(renderer),
         adds_bos(renderer),
-        str(first).startswith("▁"),
+        pieces and _opens(renderer),
     )
 
 
@@ -145,6 +151,41 @@ def adds_bos(renderer: Renderer) -> bool:
     if not renderer.adds_bos or not isinstance(renderer.tokenizer.chat_template, str):
         return renderer.adds_bos
     return bool(renderer.prompt((Message("user", "x"),), chat=True)[0] == renderer.tokenizer.bos_token_id)
+
+
+def as_pieces(tokenizer: Any, opens: bool) -> Tokenizer:
+    """A tokenizer of pieces as llama.cpp has it.
+
+    opens  a space is put before every text, and before what follows a special token
+    """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    steps = [{"type": "Prepend", "prepend": "▁"}] * opens
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    content |= {"normalizer": {"type": "Sequence", "normalizers": [*steps, replace]}, "pre_tokenizer": None}
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def _opens(renderer: Renderer) -> bool:
+    """Whether llama.cpp is to put a space before texts: whichever gives more chats, then more texts, the same tokens.
+
+    It does so everywhere or nowhere; others do it at the very beginning only, or not before another space.
+    """
+    tokenizer = renderer.tokenizer
+    chats = ASKED if isinstance(tokenizer.chat_template, str) else ()
+
+    def same(opens: bool) -> tuple[int, int]:
+        twin = as_pieces(tokenizer, opens)
+        alike = [ids_of(twin, renderer.text(chat, ask=True)) == renderer.prompt(chat, chat=True) for chat in chats]
+        texts = [ids_of(twin, text) == tokenizer(text, add_special_tokens=False).input_ids for text in DIFFICULT]
+        return sum(alike), sum(texts)
+
+    return same(True) >= same(False)
+
+
+def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a text, without any that the tokenizer adds."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
 
 
 def splitting(tokenizer: Any, whole: bool) -> str:

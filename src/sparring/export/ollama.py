@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from sparring.data.messages import Message, Renderer
 from sparring.errors import DataError
-from sparring.export.gguf import plain_template
 from sparring.export.gguf_tokenizer import adds_bos
 
 
@@ -112,7 +111,7 @@ _TRIED = (
 
 def parts_of(renderer: Renderer) -> Parts | None:
     """The parts of a chat template, without a bos that llama.cpp adds; None if it is not made of such parts."""
-    plain = Renderer(renderer.tokenizer, plain_template(renderer))
+    plain = Renderer(renderer.tokenizer, renderer.portable)
     try:
         texts = [plain.text(messages, ask=True) for messages in _TRIED]
     except DataError:
