@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 from tests.gotemplate import parse_modelfile, render
-from tests.helpers import CHATML, byte_tokenizer, piece_tokenizer, renderer_of
+from tests.helpers import CHATML, byte_tokenizer, piece_tokenizer, renderer_of, save_base
 
 from sparring.data.messages import PLAIN, Message, Renderer
 from sparring.export.ollama import modelfile
@@ -110,3 +112,23 @@ def test_plain_text_is_gone_on_with():
 def test_the_system_text_of_the_training_comes_along():
     renderer = renderer_of(byte_tokenizer(template=CHATML))
     assert parse_modelfile(modelfile("a.gguf", renderer, 64, system="Be\nbrief.").text)["SYSTEM"] == "Be\nbrief."
+
+
+@pytest.mark.skipif(find_spec("llama_cpp") is None or find_spec("gguf") is None, reason="llama-cpp-python is not here")
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("adds", [True, False])
+def test_llama_cpp_gives_what_ollama_sends_the_tokens_of_the_training(tmp_path, name, adds):
+    import llama_cpp
+
+    from sparring.export.gguf import write_gguf
+
+    tokenizer = piece_tokenizer(special=SPECIAL, template=TEMPLATES[name], add_bos=adds)
+    write_gguf(save_base(tmp_path / "m", "llama", tokenizer), tmp_path / "a.gguf", "f16")
+    engine = llama_cpp.Llama(str(tmp_path / "a.gguf"), vocab_only=True, verbose=False)
+    renderer = renderer_of(tokenizer)
+    template = parse_modelfile(modelfile("a.gguf", renderer, 512).text)["TEMPLATE"]
+    for chat in CHATS:
+        sent = render(template, chat).encode()
+        # Ollama asks for whatever the file says is added
+        assert engine.tokenize(sent, add_bos=True, special=True) == renderer.prompt(chat, chat=True)
+    engine.close()
