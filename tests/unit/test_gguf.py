@@ -575,6 +575,16 @@ def test_a_file_that_is_not_the_model_is_set_aside_with_its_numbers(made, tmp_pa
 
 
 @needs_llama
+def test_long_rows_are_cut_and_none_are_refused(made, tmp_path):
+    write_gguf(made("llama"), tmp_path / "a.gguf", "f32")
+    long = [([5] * 150, [6] * 20), ([7] * 30, [8] * 300), ([9], [10])]
+    found = verify_gguf(tmp_path / "a.gguf", made("llama"), "f32", long)
+    assert (found.rows, found.tokens) == (3, 20 + 64 + 1)  # a context of 128
+    with pytest.raises(InputError, match="a file in f32 cannot be checked with 0 held-out rows in 128 tokens"):
+        verify_gguf(tmp_path / "a.gguf", made("llama"), "f32", [])
+
+
+@needs_llama
 def test_other_tokens_and_other_chats_are_found(made, tmp_path, monkeypatch):
     monkeypatch.setattr(Renderer, "portable", property(lambda renderer: PLAIN))
     write_gguf(made("llama"), tmp_path / "a.gguf", "f16")

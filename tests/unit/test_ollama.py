@@ -9,6 +9,7 @@ from tests.gotemplate import parse_modelfile, render
 from tests.helpers import CHATML, byte_tokenizer, piece_tokenizer, renderer_of, save_base
 
 from sparring.data.messages import PLAIN, Message, Renderer
+from sparring.errors import InputError
 from sparring.export.ollama import modelfile
 
 LLAMA3 = (
@@ -112,6 +113,13 @@ def test_plain_text_is_gone_on_with():
 def test_the_system_text_of_the_training_comes_along():
     renderer = renderer_of(byte_tokenizer(template=CHATML))
     assert parse_modelfile(modelfile("a.gguf", renderer, 64, system="Be\nbrief.").text)["SYSTEM"] == "Be\nbrief."
+
+
+def test_what_a_modelfile_cannot_hold_is_said():
+    dated = CHATML.replace("{% for", "{{ strftime_now('%d %b %Y') }}{% for", 1)
+    assert "that of the day it was made" in modelfile("a.gguf", Renderer(byte_tokenizer(), dated), 64).said
+    with pytest.raises(InputError, match='the system text holds """'):
+        modelfile("a.gguf", Renderer(byte_tokenizer(), CHATML), 64, system='a """ b')
 
 
 @pytest.mark.skipif(find_spec("llama_cpp") is None or find_spec("gguf") is None, reason="llama-cpp-python is not here")

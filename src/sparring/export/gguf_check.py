@@ -40,6 +40,7 @@ TOLERANCE = {
 TIE = {"f32": 0.01, "f16": 0.05}
 
 ROWS, LENGTH, GREEDY = 16, 1024, 32  # held-out rows that are taken, their tokens at most, tokens that are continued
+LOGITS = 2**27  # numbers that llama-cpp-python may hold of one row: 512 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +107,19 @@ def verify_gguf(
 ) -> Checked:
     """Load the file in llama.cpp and hold it against the model folder that it was made from.
 
-    rows   held-out (prompt ids, answer ids), each of one token at least; the first few that are not too long are taken
+    rows   held-out (prompt ids, answer ids), each of one token at least; the first few are taken, long ones cut
     chats  conversations that are to render to the same tokens, besides some of our own; only with a chat template
     lora   a GGUF adapter that goes with the file; `folder` is then the model with the adapter merged
     Raises LawBroken naming what differs; the file (or the adapter) then has the name `*.unverified.gguf`.
     """
     need("gguf", "llama_cpp")
-    room = min(LENGTH, shape_of(folder).context)
-    chosen = [row for row in rows if len(row[0]) + max(len(row[1]), GREEDY) <= room][:ROWS]
-    if not chosen or kind not in KINDS:
-        raise InputError(f"a {kind} file cannot be checked: no held-out row and {GREEDY} tokens fit into {room} tokens")
+    shape = shape_of(folder)
+    room = min(LENGTH, shape.context, LOGITS // shape.settings.vocab_size)
+    if not rows or room <= GREEDY or kind not in KINDS:
+        raise InputError(
+            f"a file in {kind} cannot be checked with {len(rows)} held-out rows in {room} tokens of context"
+        )
+    chosen = [_cut(row, room) for row in rows[:ROWS]]
     renderer = load_renderer(folder, ModelConfig(base=str(folder)))
     suspect = file if lora is None else lora
     try:
@@ -133,6 +137,15 @@ def verify_gguf(
     if wrong:
         raise _unverified(suspect, wrong)
     return found
+
+
+def _cut(row: Row, room: int) -> Row:
+    """A row that leaves room to continue its prompt: the end of the prompt, the beginning of the answer."""
+    prompt, answer = row
+    if len(prompt) + max(len(answer), GREEDY) > room:
+        answer = answer[: room // 2]
+        prompt = prompt[-(room - max(len(answer), GREEDY)) :]
+    return prompt, answer
 
 
 def _unverified(file: Path, wrong: list[str]) -> LawBroken:

@@ -60,7 +60,7 @@ FAMILIES = {
     "mistral": Family("llama", pairs=True, llama3=True),
     "qwen2": Family("qwen2"),
     "qwen3": Family("qwen3"),
-    "gemma": Family("gemma", _TANH, shift=1.0),
+    "gemma": Family("gemma", (*_TANH, "gelu"), shift=1.0),  # what its first configs say, and no one computes
     "gemma2": Family("gemma2", _TANH, shift=1.0, windows=True, period=2, extra=_caps),
     "gemma3_text": Family("gemma3", _TANH, shift=1.0, windows=True, period=6, extra=_caps),
     "gpt2": Family("gpt2", _TANH[:2], transposed=("c_attn", "c_proj", "c_fc")),

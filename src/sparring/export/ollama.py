@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparring.data.messages import Message, Renderer
-from sparring.errors import DataError
+from sparring.errors import DataError, InputError
 from sparring.export.gguf_tokenizer import adds_bos
 
 
@@ -82,6 +82,10 @@ def modelfile(file: str, renderer: Renderer, context: int, chat: bool = True, sy
             "than the turn before), so the Modelfile has none and Ollama guesses one from the GGUF; "
             "compare `ollama show --template` with the model's own"
         )
+    if parts is not None and "strftime" in renderer.template:
+        said = "The chat template writes the day's date; the Modelfile's is that of the day it was made."
+    if '"""' in system:
+        raise InputError('the system text holds """, which a Modelfile cannot; write it with other quotes')
     lines = [f"# {said}"] * bool(said) + [f"FROM ./{file}"]
     if parts is not None:
         lines.append(f'TEMPLATE """{parts.go()}"""')
