@@ -49,12 +49,12 @@ ASKED: tuple[tuple[Message, ...], ...] = (
 _TAIL = r"\s+(?!\S)|\s+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _TAIL
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|" + _TAIL
+_WORDS = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|" + _TAIL
 _MARKED = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|" + _TAIL
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{{S}}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{{S}}"
-    r"|{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+ENDING|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*ENDING"
+    r"|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|"
 ) + _TAIL
 
 # (llama.cpp's name, whether a word that is a token is taken whole, the patterns that split a text in turn). Where two
@@ -62,12 +62,12 @@ _CASED = (
 SPLITS: tuple[tuple[str, bool, tuple[str, ...]], ...] = (
     ("gpt-2", False, (_GPT2,)),
     ("smollm", False, (r"\p{N}", _GPT2)),
-    ("qwen2", False, (_WORDS.replace("{N}", r"\p{N}"),)),
+    ("qwen2", False, (_WORDS.replace("DIGITS", r"\p{N}"),)),
     ("qwen35", False, (_MARKED,)),
-    ("llama-bpe", True, (_WORDS.replace("{N}", r"\p{N}{1,3}"),)),
-    ("smaug-bpe", False, (_WORDS.replace("{N}", r"\p{N}{1,3}"),)),
-    ("tekken", True, (_CASED.replace("{N}", r"\p{N}").replace("{S}", ""),)),
-    ("gpt-4o", False, (_CASED.replace("{N}", r"\p{N}{1,3}").replace("{S}", f"{_CONTRACTION}?"),)),
+    ("llama-bpe", True, (_WORDS.replace("DIGITS", r"\p{N}{1,3}"),)),
+    ("smaug-bpe", False, (_WORDS.replace("DIGITS", r"\p{N}{1,3}"),)),
+    ("tekken", True, (_CASED.replace("DIGITS", r"\p{N}").replace("ENDING", ""),)),
+    ("gpt-4o", False, (_CASED.replace("DIGITS", r"\p{N}{1,3}").replace("ENDING", f"{_CONTRACTION}?"),)),
 )
 
 # llama.cpp's patterns of these names tear combining marks (of Hindi, Thai) off their letters; nothing in a file helps.
