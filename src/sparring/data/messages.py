@@ -113,6 +113,11 @@ class Renderer:
         self.turn_end: int = self._find_turn_end()
         self.end_ids: tuple[int, ...] = tuple(sorted({self.turn_end, tokenizer.eos_token_id}))
 
+    @property
+    def portable(self) -> str:
+        """The template for other engines, which do not say in `sparring_bos` whether the tokenizer opens with bos."""
+        return self.template.replace("bos_token if bos_token and sparring_bos", "bos_token" if self.adds_bos else "''")
+
     def render(self, conversation: Conversation, turns: str = "last") -> list[Example]:
         """The examples of a conversation: one for `last` or `first`, one per answer for `all`."""
         messages = conversation.messages
@@ -124,6 +129,14 @@ class Renderer:
     def prompt(self, messages: tuple[Message, ...], chat: bool) -> list[int]:
         """Token ids [P] that ask for an answer to `messages`."""
         return self._encode(self._text(messages, ask=True) if chat else messages[-1].content, special=not chat)
+
+    def text(self, messages: tuple[Message, ...], ask: bool) -> str:
+        """What the template makes of turns. ask: with what asks for an answer behind them; DataError if it refuses."""
+        return self._text(messages, ask)
+
+    def turns(self, messages: tuple[Message, ...]) -> list[dict[str, str]]:
+        """The turns as the template takes them: the system's joined to the first question if it knows no system."""
+        return self._taken(messages, ask=True)[0]
 
     def decode(self, ids: list[int]) -> str:
         """Text for people to read; fed back into a model only where it is asked about its own answer (reflection)."""
@@ -150,6 +163,10 @@ class Renderer:
         return Example(prompt_ids, answer_ids, True, conversation.source)
 
     def _text(self, messages: tuple[Message, ...], ask: bool, source: str = "") -> str:
+        return self._taken(messages, ask, source)[1]
+
+    def _taken(self, messages: tuple[Message, ...], ask: bool, source: str = "") -> tuple[list[dict[str, str]], str]:
+        """(the turns that the template takes, what it makes of them)."""
         turns = [{"role": message.role, "content": message.content} for message in messages]
         tries = [turns]
         if turns[0]["role"] == "system" and len(turns) > 1 and turns[1]["role"] == "user":
@@ -158,7 +175,7 @@ class Renderer:
             tries.append([joined, *turns[2:]])
         for attempt in tries:
             try:
-                return self._apply(attempt, ask)
+                return attempt, self._apply(attempt, ask)
             except TemplateError as error:
                 reason = str(error)
         raise DataError(f"{source}the chat template refuses these turns: {reason}; give another model.template")

@@ -197,5 +197,5 @@ def _write(ring: Ring, player: Player, source: Path, out: Path, dtype: str, chat
     write_atomic(out / "config.json", json.dumps(settings, indent=2) + "\n")
     tokenizer = ring.base.renderer.tokenizer
     if chat:
-        tokenizer.chat_template = ring.base.renderer.template
+        tokenizer.chat_template = ring.base.renderer.portable
     tokenizer.save_pretrained(out)

@@ -153,7 +153,7 @@ RSLORA = Method(
     source="Kalajdzievski 2023, arXiv 2312.03732",
     fresh=lambda base, settings, dropout: fresh(base, settings, dropout, use_rslora=True),
     merges=True,
-    gguf="merged",
+    gguf="adapter",
     vllm="adapter",
     read=lambda about: read(about, "use_rslora"),
 )
