@@ -179,7 +179,7 @@ def test_what_is_open_to_all_is_not_written_to_unasked(hub: Hub, folder: Path) -
 @pytest.mark.parametrize(
     ("part", "status", "kind", "words"),
     [
-        ("/api/repos/create", 401, "RunError", "does not accept the token"),
+        ("/api/", 401, "RunError", "does not accept the token"),
         ("/api/", 403, "RunError", "the token may not write to me/my-model"),
         ("/api/repos/create", 404, "RunError", "cannot be found or made"),
         ("/api/validate-yaml", 400, "RunError", "the hub refuses what was sent"),

@@ -17,13 +17,9 @@ def push(folder: Path, to: str, private: bool = True) -> str:
     for what the hub or the network refuses.
     """
     _finished(folder)
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        HTTPError,  # type: ignore[attr-defined]  # of the client that it uses, which differs by version
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub import HfApi, errors, get_token
+
+    unreached = errors.HTTPError  # type: ignore[attr-defined]  # of the HTTP client, which is another in other versions
 
     if to.count("/") != 1:
         raise InputError(f'"{to}" is not owner/name, such as me/my-model; give it so')
@@ -35,20 +31,17 @@ def push(folder: Path, to: str, private: bool = True) -> str:
         if private and api.model_info(to).private is False:
             raise InputError(f"{to} is there already and open to all; say that it may be public, or give another name")
         api.upload_folder(repo_id=to, folder_path=folder, commit_message="Upload from Sparring")
-    except HFValidationError as error:
-        raise InputError(f'"{to}" is not a name on the hub ({" ".join(str(error).split())}); give owner/name') from None
-    except OfflineModeIsEnabled:
+    except errors.HFValidationError as error:
+        raise InputError(f'"{to}" is not a name on the hub ({_line(error)}); give owner/name') from None
+    except errors.OfflineModeIsEnabled:
         raise RunError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it") from None
-    except HfHubHTTPError as error:
-        raise RunError(_refused(error.response.status_code, to, error.server_message)) from error
-    except (
-        HTTPError,
-        ConnectionError,
-        TimeoutError,
-        RuntimeError,
-    ) as error:  # the last is what its fast uploader raises
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise RunError(f"the hub ({api.endpoint}) cannot be reached ({reason}); try again when it can") from error
+    except errors.HfHubHTTPError as error:
+        raise RunError(_refused(error.response.status_code, to, error.server_message or "")) from error
+    except ValueError as error:  # the hub has looked at the card, and does not take it
+        raise RunError(_refused(400, to, _line(error))) from error
+    except (unreached, ConnectionError, TimeoutError, RuntimeError) as error:  # the last comes from its fast uploader
+        said = _line(error) or type(error).__name__
+        raise RunError(f"the hub ({api.endpoint}) cannot be reached ({said}); try again when it can") from error
     return f"{api.endpoint}/{to}"
 
 
@@ -66,8 +59,8 @@ def _finished(folder: Path) -> None:
         raise InputError(f"{folder} has no model card (README.md); export the player again")
 
 
-def _refused(status: int, to: str, said: str | None) -> str:
-    reason = f" ({' '.join(said.split())[:200]})" if said else ""
+def _refused(status: int, to: str, said: str) -> str:
+    reason = f" ({_line(said)})" if said else ""
     if status == 401:
         return f"the hub does not accept the token{reason}; make a new one that may write, and set HF_TOKEN"
     if status in (402, 403):
@@ -77,3 +70,7 @@ def _refused(status: int, to: str, said: str | None) -> str:
     if status == 400:
         return f"the hub refuses what was sent{reason}; nothing was published"
     return f"the hub answered with an error, {status}{reason}; try again later"
+
+
+def _line(said: object) -> str:
+    return " ".join(str(said).split())[:200]
