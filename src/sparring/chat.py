@@ -105,18 +105,24 @@ class Chat:
     system: str = ""
     asked: int = 0
 
-    def ask(self, question: str, show: Callable[[Voice], Told]) -> list[Said]:
-        """Every voice's answer, in order; `show(voice)` gives what is called with each piece of its text.
+    def ask(self, question: str, show: Callable[[Voice], Told], any_order: bool = False) -> list[Said]:
+        """Every voice's answer; `show(voice)` gives what is called with each piece of its text.
 
-        Ctrl-C ends the turn: what was said until then is kept. Raises InputError, before anything is said, for a
-        question that does not fit the context.
+        any_order  whoever is seated may begin: a seat that is taken with its adapter merged costs about as much as
+                   sixteen tokens
+        Ctrl-C ends the turn: what was said until then is kept, and who was not asked yet is not. Raises InputError,
+        before anything is said, for a question that does not fit the context.
         """
         prompts = [self._prompt(voice, question) for voice in self.voices]
-        said: list[Said] = []
+        said = [Said("", stopped=True) for _ in self.voices]
+        order = list(range(len(self.voices)))
+        if any_order and self.voices[-1].player.fingerprint == self.ring.seated:
+            order.reverse()
         try:
-            for voice, (ids, left) in zip(self.voices, prompts, strict=True):
-                said.append(self._answer(voice, question, ids, left, show(voice)))
-                if said[-1].stopped:
+            for place in order:
+                voice, (ids, left) = self.voices[place], prompts[place]
+                said[place] = self._answer(voice, question, ids, left, show(voice))
+                if said[place].stopped:
                     break
         finally:
             self.asked += self.template

@@ -60,7 +60,7 @@ def _turn(chat: Chat, console: Console, line: str) -> bool:
     except SparringError as error:
         _note(console, str(error))
         return False
-    for voice, one in zip(chat.voices, said, strict=False):
+    for voice, one in zip(chat.voices, said, strict=True):
         for note in _remarks(chat, voice, one):
             _note(console, note)
     stopped = any(one.stopped for one in said)
@@ -107,7 +107,7 @@ def _beside(chat: Chat, console: Console, line: str) -> list[Said]:
     live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
     with live:
         try:
-            return chat.ask(line, show)
+            return chat.ask(line, show, any_order=True)
         finally:
             live.update(columns(texts, console))
 
@@ -163,7 +163,7 @@ def answer_lines(chat: Chat, lines: Iterable[bytes], out: TextIO, notes: TextIO)
             if word in COMMANDS:
                 print(f"note: {obey(chat, line)}", file=notes)
                 continue
-            said = chat.ask(line, lambda voice: lambda piece: None) if line.strip() else []
+            said = chat.ask(line, lambda voice: lambda piece: None, any_order=True) if line.strip() else []
         for voice, one in zip(chat.voices, said, strict=False):
             for note in _remarks(chat, voice, one):
                 print(f"note: line {number}: {note}", file=notes)

@@ -202,7 +202,7 @@ def _strings(tree: Any) -> Iterator[str]:
 
 def _is_path(value: str) -> bool:
     """Whether a text is a path that tells of the user's machine: an absolute one, or one out of where it was given."""
-    return bool(re.match(r"(/[^/]+/|~[^/]*/|\.\.[/\\]|[A-Za-z]:\\)[\w.@+~/\\ -]*$", value))
+    return bool(re.match(r"(/[^/ ]+/|~[^/ ]*/|\.\.[/\\]|[A-Za-z]:\\)[\w.@+~/\\ -]*$", value))
 
 
 def _last(path: str) -> str:
