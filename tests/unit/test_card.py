@@ -112,7 +112,7 @@ def test_only_engines_that_fit_are_told(tmp_path: Path, name: str) -> None:
 def test_vllm_is_given_room_for_the_rank(tmp_path: Path, method: dict[str, Any], rank: int) -> None:
     text = card(fake(tmp_path / "run", {"name": "lora", **method})).text
     assert (f"--max-lora-rank {rank} " in text) == bool(rank)
-    assert ("sparring merge RUN" in text) == (not rank)
+    assert ("sparring merge run --iteration 0 --out merged" in text) == (not rank)
 
 
 # ---------------------------------------------------------------- what the run says
@@ -163,6 +163,7 @@ def test_a_start_and_a_study_are_told(tmp_path: Path) -> None:
     text = card(run).text
     assert "one run of a study: arm `lr/1e-4`, seed-2" in text
     assert "The study's verdict: No difference was seen." in text
+    assert "sparring export study/arms/lr/1e-4/seed-2 --iteration 0 --out gguf" in text
     begun = fake(tmp_path / "begun")
     tree = yaml.safe_load((begun / "run.lock.yaml").read_text())
     tree["config"]["start"] = "/home/someone/adapters/mine"
@@ -298,9 +299,13 @@ def test_what_there_is_not_is_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the code in it runs
 
 
-@pytest.mark.parametrize("name", ["lora", "houlsby", "prompt"])
-def test_the_code_in_a_card_answers(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_base(tmp_path / "base", "llama", byte_tokenizer(template=CHATML))
+@pytest.mark.parametrize(
+    ("name", "template"), [("lora", CHATML), ("lora", None), ("houlsby", CHATML), ("prompt", CHATML)]
+)
+def test_the_code_in_a_card_answers(
+    tmp_path: Path, name: str, template: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_base(tmp_path / "base", "llama", byte_tokenizer(template=template))
     rows = [
         {"messages": [{"role": "user", "content": str(n)}, {"role": "assistant", "content": "x"}]} for n in range(9)
     ]

@@ -22,10 +22,11 @@ from tests.helpers import CHATML, byte_tokenizer, piece_tokenizer, save_base
 from sparring import chat as module
 from sparring.browse import answer
 from sparring.chat import Chat, Said, Spelling, Voice, Wishes, obey, open_chat
-from sparring.chat_terminal import answer_lines, columns
+from sparring.chat_terminal import _beside, answer_lines, columns
 from sparring.configfile import build_config
 from sparring.errors import InputError
 from sparring.job import run_job
+from sparring.report.records import text as printable
 
 MAIN = "from sparring.cli import main; main()"
 
@@ -403,6 +404,18 @@ def test_columns_show_the_end_of_what_does_not_fit() -> None:
     assert len(whole) == 21
     assert all(len(line) <= 40 for line in whole)
     assert sum(line.count("word") for line in whole) == 20
+
+
+def test_two_answers_stand_side_by_side(place: Path) -> None:
+    chat = opened(place, player="sft", vs="base", temperature=0.0, max_new_tokens=3)
+    console = Console(width=80, height=30, file=io.StringIO(), force_terminal=True, _environ={"TERM": "xterm"})
+    found = _beside(chat, console, "one")
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue().split("\x1b[2K")[-1])  # type: ignore[attr-defined]
+    name, *lines = shown.splitlines()
+    assert name.split() == ["θ₀", "(SFT)", "base"]
+    for column, one in zip((slice(0, 39), slice(41, 80)), found, strict=True):
+        mine = [line[column].rstrip() for line in lines]
+        assert mine[: len(one.text.splitlines())] == [line.rstrip() for line in printable(one.text).splitlines()]
 
 
 def test_nothing_here_knows_a_terminal() -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 
 from sparring.browse import player_name
-from sparring.data.messages import TEMPLATES
 from sparring.errors import InputError, RunError
 from sparring.export.card_facts import (
     Licence,
@@ -25,6 +24,8 @@ from sparring.export.card_facts import (
     front_matter,
     licence_of,
     scrubbed,
+    study_of,
+    template_of,
     tidy,
 )
 from sparring.export.card_use import Exported, uses
@@ -86,8 +87,20 @@ def _exported(run: Run, player: str, out: Path, kind: str) -> Exported:
         able = [name for name, can in fits.items() if can]
         raise InputError(f"a player of method {row.name} cannot be had as {kind}; give {' or '.join(able)}")
     model, hardware = (tree if isinstance(tree, dict) else {} for tree in map(_of(run), ("model", "hardware")))
-    computed = str(hardware.get("dtype") or "float32")
-    return Exported(kind, out, base_of(run), row, row.settings.model_validate(section), _chats(run), model, computed)
+    base, folder, study = base_of(run), run.folder.resolve(), study_of(run)
+    return Exported(
+        kind=kind,
+        folder=out,
+        run=folder.name if study is None else folder.relative_to(study.parent).as_posix(),
+        player=player,
+        base=base,
+        row=row,
+        settings=row.settings.model_validate(section),
+        chat=_chats(run),
+        template=template_of(run, base),
+        model=model,
+        computed=str(hardware.get("dtype") or "float32"),
+    )
 
 
 def _of(run: Run) -> Any:
@@ -139,7 +152,7 @@ def _parts(run: Run, player: str, exported: Exported) -> list[str]:
         parts += ["### What quantising the base cost", inline(quantised_line(run)), table(QUANTISED_HEADER, rows)]
     said = warnings_of(run)
     parts += ["## Warnings", "\n".join(f"- {inline(line)}" for line in said) if said else "None."]
-    parts += ["## How to use it", *_template(run, exported)]
+    parts += ["## How to use it", *_template(exported)]
     for engine, code, told in uses(exported):
         parts += [f"### {engine}", *([code] if code else []), *([told] if told else [])]
     parts += ["## Data", *_data(run), "## Method and settings", *_method(run, exported)]
@@ -177,8 +190,7 @@ def _which(run: Run, player: str) -> list[str]:
 
 def _study(run: Run) -> list[str]:
     """What stands above a run that is one of a study's."""
-    folder = run.folder.resolve()
-    study = next((up for up in list(folder.parents)[:4] if (up / "study.lock.yaml").exists()), None)
+    folder, study = run.folder.resolve(), study_of(run)
     if study is None:
         return []
     arm = "/".join(folder.relative_to(study).parts[1:-1])
@@ -189,25 +201,16 @@ def _study(run: Run) -> list[str]:
     return [said]
 
 
-def _template(run: Run, exported: Exported) -> list[str]:
-    """How a prompt is written, where the tokenizer does not know."""
+def _template(exported: Exported) -> list[str]:
+    """How a prompt is written."""
     if not exported.chat:
         return ["It was trained on plain text: it continues what it is given, with no chat template."]
-    name, base = str(run.setting("model", "template") or "auto"), exported.base.folder
-    if name == "auto" and (base is None or _has_template(base)):
-        return ["Prompts are written with the chat template of the base's tokenizer."]
-    name = "plain" if name == "auto" else name
-    said = TEMPLATES.get(name) or (Path(name).read_text(encoding="utf-8") if Path(name).is_file() else "")
-    if not said:
+    if exported.template is None:
         return ["Prompts were written with a chat template of the user's own, which is not at hand any more."]
-    told = "Prompts are written with this chat template; pass it as `chat_template` where the tokenizer lacks it."
-    return [told, fenced(said, "jinja")]
-
-
-def _has_template(folder: Path) -> bool:
-    file = folder / "tokenizer_config.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return bool(known.get("chat_template")) or (folder / "chat_template.jinja").is_file()
+    if not exported.template:
+        return ["Prompts are written with the chat template of the base's tokenizer."]
+    told = "Prompts are written with this chat template, also where the base's tokenizer has none or another one:"
+    return [told, fenced(exported.template, "jinja")]
 
 
 def _data(run: Run) -> list[str]:

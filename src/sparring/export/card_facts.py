@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from sparring import laboratory
+from sparring.data.messages import TEMPLATES
 from sparring.report.records import Row, Run
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -105,6 +106,27 @@ def _cached(name: str, file: str, revision: str | None, kind: str = "model") -> 
 
     found = try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
     return Path(found) if isinstance(found, str) else None
+
+
+def study_of(run: Run) -> Path | None:
+    """The folder of the study that a run is part of, at arms/ARM/seed-S or arms/ARM/VALUE/seed-S; None: of none."""
+    return next((up for up in list(run.folder.resolve().parents)[:4] if (up / "study.lock.yaml").exists()), None)
+
+
+def template_of(run: Run, base: Source) -> str | None:
+    """The chat template of a run; empty if the base's tokenizer brings it, None if it cannot be found any more."""
+    name = str(run.setting("model", "template") or "auto")
+    if name == "auto" and (base.folder is None or _has_template(base.folder)):
+        return ""
+    name = "plain" if name == "auto" else name
+    file = Path(name)
+    return TEMPLATES.get(name) or (file.read_text(encoding="utf-8") if file.is_file() else None)
+
+
+def _has_template(folder: Path) -> bool:
+    file = folder / "tokenizer_config.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return bool(known.get("chat_template")) or (folder / "chat_template.jinja").is_file()
 
 
 # ---------------------------------------------------------------- licences

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,27 @@ class Exported:
     """What is written, as the text about it needs to know.
 
     kind      adapter, merged or gguf
+    run       what `sparring` calls the run
+    template  of chats; empty: the base's tokenizer brings it; None: not known any more
     model     the section `model` of the run's config
     computed  the dtype that the run computed in, as torch calls it
     """
 
     kind: str
     folder: Path
+    run: str
+    player: str
     base: Source
     row: Method
     settings: Settings
     chat: bool
+    template: str | None
     model: dict[str, Any]
     computed: str
+
+    def command(self, verb: str, out: str) -> str:
+        """A command of ours that writes this player in another form."""
+        return f"sparring {verb} {shlex.quote(self.run)} --iteration {self.player} --out {out}"
 
     @property
     def held(self) -> str:
@@ -55,6 +65,8 @@ def _python(exported: Exported) -> tuple[str, str, str]:
     lines += ["", f'folder = "{exported.folder.name}"  # this folder, or its id on the hub']
     lines += [f'base = "{base}"{"" if exported.base.hub else "  # where you have it"}'] * adapter
     lines.append(f"tokenizer = AutoTokenizer.from_pretrained({'folder' if has_tokenizer else 'base'})")
+    if exported.chat and exported.template and not has_tokenizer:
+        lines.append(f"tokenizer.chat_template = {exported.template!r}")
     if adapter:
         lines.append(f"model = AutoModelForCausalLM.from_pretrained(base, {_loading(exported)})")
         lines.append("model = PeftModel.from_pretrained(model, folder).eval()")
@@ -107,8 +119,8 @@ def _llama_cpp(exported: Exported) -> tuple[str, str, str]:
         told += (
             " In place of a whole model, llama.cpp also takes the adapter alone (`--lora`), beside its base as GGUF."
         )
-    code = "sparring export RUN --to gguf:q8_0,ollama --out FOLDER\nllama-cli -m FOLDER/*.gguf\n"
-    code += "ollama create mine -f FOLDER/Modelfile && ollama run mine"
+    code = f"{exported.command('export', 'gguf')} --to gguf:q8_0,ollama\nllama-cli -m gguf/*.gguf\n"
+    code += "ollama create mine -f gguf/Modelfile && ollama run mine"
     return name, f"```sh\n{code}\n```", told
 
 
@@ -125,7 +137,11 @@ def _vllm(exported: Exported) -> tuple[str, str, str]:
         return "vLLM", f"```sh\n{code}\n```", f"Ask for the model `player`.{held}"
     if exported.settings.beside:
         return "vLLM", "", "Not there: modules trained whole beside the adapter are not known to it."
-    return "vLLM", "```sh\nsparring merge RUN --out FOLDER\nvllm serve FOLDER\n```", "Only when merged into its base."
+    return (
+        "vLLM",
+        f"```sh\n{exported.command('merge', 'merged')}\nvllm serve merged\n```",
+        "Only when merged into its base.",
+    )
 
 
 def _rank(settings: Settings) -> int:
@@ -150,7 +166,11 @@ def _gguf(exported: Exported) -> list[tuple[str, str, str]]:
     ollama = "```sh\nollama create mine -f Modelfile && ollama run mine\n```"
     return [
         ("llama.cpp", server, ""),
-        ("Ollama", ollama, "With the Modelfile that `sparring export RUN --to ollama` writes."),
+        ("Ollama", ollama, f"With the Modelfile that `{exported.command('export', 'gguf')} --to ollama` writes."),
         ("transformers", "\n".join(python), "It unpacks the weights, so this saves no memory."),
-        ("vLLM", "", "It prefers the merged model: `sparring merge RUN --out FOLDER`, then `vllm serve FOLDER`."),
+        (
+            "vLLM",
+            "",
+            f"It prefers the merged model: `{exported.command('merge', 'merged')}`, then `vllm serve merged`.",
+        ),
     ]
