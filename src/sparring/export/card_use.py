@@ -54,16 +54,18 @@ def uses(exported: Exported) -> list[tuple[str, str, str]]:
 
 
 def _python(exported: Exported) -> tuple[str, str, str]:
-    adapter, base = exported.kind == "adapter", exported.base.name
+    adapter = exported.kind == "adapter"
     has_tokenizer = not adapter or (exported.folder / "tokenizer_config.json").exists()
     lines = ["import torch"] * bool(exported.held)
     lines += ["from peft import PeftModel"] * adapter
     names = ["AutoModelForCausalLM", "AutoTokenizer", *(["BitsAndBytesConfig"] if adapter and exported.held else [])]
     lines.append(f"from transformers import {', '.join(names)}")
+    if adapter and exported.base.embedded:
+        lines.append("from sparring.laboratory import base_folder")
     if adapter and exported.row.name in OWN:
         lines.append("import sparring.models.bottleneck  # from it PEFT learns this kind of adapter")
     lines += ["", f'folder = "{exported.folder.name}"  # this folder, or its id on the hub']
-    lines += [f'base = "{base}"{"" if exported.base.hub else "  # where you have it"}'] * adapter
+    lines += [_base(exported.base)] * adapter
     lines.append(f"tokenizer = AutoTokenizer.from_pretrained({'folder' if has_tokenizer else 'base'})")
     if exported.chat and exported.template and not has_tokenizer:
         lines.append(f"tokenizer.chat_template = {exported.template!r}")
@@ -77,7 +79,13 @@ def _python(exported: Exported) -> tuple[str, str, str]:
     needs = "" if exported.row.name not in OWN or not adapter else "It needs this package beside PEFT."
     if exported.held and adapter:
         needs = f"{needs} The run held its base in {exported.held}; in 16 or 32 bits it answers a little differently."
-    return name, "\n".join(["```python", *(line for line in lines if line is not None), "```"]), needs.strip()
+    return name, "\n".join(["```python", *lines, "```"]), needs.strip()
+
+
+def _base(base: Source) -> str:
+    if base.embedded:
+        return "base = base_folder()"
+    return f'base = "{base.name}"{"" if base.hub else "  # where you have it"}'
 
 
 def _loading(exported: Exported) -> str:
@@ -132,7 +140,9 @@ def _vllm(exported: Exported) -> tuple[str, str, str]:
         return "vLLM", f"```sh\nvllm serve {folder}\n```", ""
     rank = _rank(exported.settings)
     if row.vllm == "adapter" and rank and not exported.settings.beside:
-        code = f"vllm serve {exported.base.name} --enable-lora --max-lora-rank {rank} --lora-modules player={folder}"
+        found = "$(python -c 'from sparring.laboratory import base_folder; print(base_folder())')"
+        base = found if exported.base.embedded else shlex.quote(exported.base.name)
+        code = f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules player={folder}"
         held = " It holds the base as it is in its folder, not quantised as in the run." if exported.held else ""
         return "vLLM", f"```sh\n{code}\n```", f"Ask for the model `player`.{held}"
     if exported.settings.beside:
