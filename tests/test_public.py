@@ -53,7 +53,7 @@ def test_help_loads_nothing_heavy() -> None:
         env={**os.environ, "COLUMNS": "100"},
     )
     assert found.stdout.strip().endswith("False")
-    for verb in ("run", "check", "runs", "report", "sample", "judge", "bench", "mt-bench", "merge", "lab"):
+    for verb in ("run", "check", "runs", "report", "sample", "judge", "bench", "mt-bench", "merge", "lab", "chat"):
         assert f"\n  {verb} " in found.stdout
 
 
@@ -73,6 +73,16 @@ SURFACE = {
         "--out",
         "--runs",
         "--json",
+    },
+    "chat": {
+        "--vs",
+        "--player",
+        "--temperature",
+        "--top-p",
+        "--max-new-tokens",
+        "--seed",
+        "--system",
+        "--runs",
     },
     "compare": {"--axis"},
     "merge": {"--out", "--iteration", "--dtype", "--force", "--runs", "--json"},

@@ -108,6 +108,37 @@ def open_player(run: Path, player: str) -> Opened:
     return Opened(config, ring, seated, _chats(run))
 
 
+def another(run: Path, player: str, ring: Ring) -> Player:
+    """Another player of the run whose base is on the ring; raises RunError for an unknown one."""
+    from sparring.models.players import Player
+
+    folder = _player_folder(run, player)
+    return Player.load(folder) if folder else Player.untrained(ring.base)
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a model that no run made."""
+    return (folder / "config.json").is_file() and not (folder / "run.lock.yaml").exists()
+
+
+def open_model(folder: Path) -> Opened:
+    """Load a model's folder in Hugging Face layout, as a player that is its own base.
+
+    It chats if its tokenizer brings a template. Raises ModelError where transformers cannot load it.
+    """
+    from sparring.config import Config, ModelConfig
+    from sparring.job import quiet_libraries
+    from sparring.models.base import find_base, load_base, load_renderer
+    from sparring.models.players import Player, Ring
+
+    quiet_libraries()
+    config = Config(model=ModelConfig(base=str(folder)))
+    place = find_base(config.model)
+    renderer = load_renderer(place, config.model)
+    ring = Ring(load_base(place, config.model, renderer), config.method, config.model.base)
+    return Opened(config, ring, Player.untrained(ring.base), bool(renderer.tokenizer.chat_template))
+
+
 def read_settings(run: Path) -> dict[str, Any]:
     """The resolved config that a run was made with; RunError if its record is damaged."""
     lock = _lock(run)

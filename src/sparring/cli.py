@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sparring.cli_chat import app as chat
 from sparring.cli_evaluate import app as evaluate
 from sparring.cli_export import app as export
 from sparring.cli_lab import lab
@@ -35,6 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(lab, name="lab")
+app.add_typer(chat)
 app.add_typer(evaluate)  # sample, judge, bench, mt-bench
 app.add_typer(export)  # merge
 

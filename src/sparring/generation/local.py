@@ -8,7 +8,7 @@ Shapes: B rows that are being decoded, N all rows asked for, L longest prompt, V
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,8 +96,17 @@ class LocalGenerator:
         self.config = config
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[list[int]], keys: Keys, max_new_tokens: int) -> list[Answer]:
-        """One answer per prompt in the order given. A prompt and its answer never exceed the context."""
+    def __call__(
+        self,
+        prompts: Sequence[list[int]],
+        keys: Keys,
+        max_new_tokens: int,
+        told: Callable[[int, int], None] | None = None,
+    ) -> list[Answer]:
+        """One answer per prompt in the order given. A prompt and its answer never exceed the context.
+
+        told  called with (row, token id) as each is decoded; what it raises ends the decoding
+        """
         prelude = self.base.prelude
         prompts = [prelude + prompt for prompt in prompts] if prelude else prompts
         book = _Book.blank(prompts, self._limits(prompts, max_new_tokens))
@@ -117,6 +126,9 @@ class LocalGenerator:
             u_B = uniforms(keys[rows_B], book.said_N[rows_B])
             token_B, logprob_B = draw(logits_BV, u_B, self.config.temperature, self.config.top_p)
             goes_on_B = book.write(rows_B, token_B.cpu().numpy(), logprob_B.cpu().numpy(), ends)
+            if told is not None:
+                for row in rows_B.tolist():
+                    told(row, int(book.last_N[row]))
             if not goes_on_B.all():
                 index_B = _closed_up(goes_on_B)
                 cache.keep(index_B)

@@ -1,0 +1,291 @@
+"""The model card of a player: README.md with the hub's front matter, written from the run's folder, complete as it is.
+
+Nothing of the user's machine is in it: paths are reduced to their last parts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparring.browse import player_name
+from sparring.errors import InputError, RunError
+from sparring.export.card_facts import (
+    Licence,
+    Source,
+    base_of,
+    command_of,
+    data_of,
+    front_matter,
+    licence_of,
+    scrubbed,
+    study_of,
+    template_of,
+    tidy,
+)
+from sparring.export.card_use import Exported, uses
+from sparring.files import write_atomic
+from sparring.methods import METHODS
+from sparring.report.findings import headline_notes, verdict_of, warnings_of
+from sparring.report.markdown import fenced, inline, lined, table, tested
+from sparring.report.quantised import QUANTISED_HEADER, quantised_line, quantised_rows
+from sparring.report.records import Row, Run, read_run, text
+from sparring.report.tables import columns, result_lines
+
+RELATIONS = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}
+LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
+WHAT = {
+    "adapter": "an adapter for the base, which is needed beside it",
+    "merged": "a whole model: the player merged into its base",
+    "gguf": "a whole model as GGUF: the player merged into its base",
+}
+SPIN = """@inproceedings{chen2024selfplay,
+  title     = {Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models},
+  author    = {Chen, Zixiang and Deng, Yihe and Yuan, Huizhuo and Ji, Kaixuan and Gu, Quanquan},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2024},
+  eprint    = {2401.01335},
+  archivePrefix = {arXiv}
+}"""
+
+
+def write_card(run: Path, player: str, out: Path, kind: str) -> Path:
+    """Write out/README.md for a player (best, sft, or an iteration's number); returns its path.
+
+    kind  what `out` holds: adapter, merged or gguf
+    Raises InputError for a player or a kind that there is not, RunError for a damaged run.
+    """
+    if not out.is_dir():
+        raise InputError(f"the folder {out} does not exist; write the player there first")
+    found, name = read_run(run), player_name(run, player)
+    exported = _exported(found, name, out, kind)
+    body = scrubbed(found, "\n\n".join(_parts(found, name, exported)))
+    head = yaml.safe_dump(_front(found, exported), sort_keys=False, allow_unicode=True)
+    path = out / "README.md"
+    write_atomic(path, f"---\n{head}---\n\n{body}\n")
+    return path
+
+
+def _exported(run: Run, player: str, out: Path, kind: str) -> Exported:
+    """What is written, checked against what the method's players can be."""
+    if kind not in RELATIONS:
+        raise InputError(f'kind "{kind}" is not known; give {", ".join(RELATIONS)}')
+    section = run.config.get("method")
+    section = section if isinstance(section, dict) else {}
+    row = METHODS.get(str(section.get("name")))
+    if row is None:
+        raise RunError(f"{run.folder / 'run.lock.yaml'} does not say which method this run was of; restore it")
+    if player == "base":
+        raise InputError("the base is no player of this run, and has a card of its own; give best, sft, or a number")
+    fits = {"adapter": not row.whole, "merged": row.merges or row.whole, "gguf": row.gguf != "no"}
+    if not fits[kind]:
+        able = [name for name, can in fits.items() if can]
+        raise InputError(f"a player of method {row.name} cannot be had as {kind}; give {' or '.join(able)}")
+    model, hardware = (tree if isinstance(tree, dict) else {} for tree in map(_of(run), ("model", "hardware")))
+    base, folder, study = base_of(run), run.folder.resolve(), study_of(run)
+    return Exported(
+        kind=kind,
+        folder=out,
+        run=folder.name if study is None else folder.relative_to(study.parent).as_posix(),
+        player=player,
+        base=base,
+        row=row,
+        settings=row.settings.model_validate(section),
+        chat=_chats(run),
+        template=template_of(run, base),
+        model=model,
+        computed=str(hardware.get("dtype") or "float32"),
+    )
+
+
+def _of(run: Run) -> Any:
+    return lambda key: run.config.get(key) if key in run.config else run.lock.get(key)
+
+
+def _chats(run: Run) -> bool:
+    file = run.folder / "data" / "phase.json"
+    return file.is_file() and bool(json.loads(file.read_text(encoding="utf-8"))["facts"].get("chat"))
+
+
+# ---------------------------------------------------------------- front matter
+
+
+def _front(run: Run, exported: Exported) -> Row:
+    """What the hub reads."""
+    base, licence = exported.base, licence_of(exported.base)
+    data = [source.hub for key in ("train", "eval", "test") if (source := data_of(run, key)) and source.hub]
+    head: Row = {"license": licence.name}
+    if licence.name == "other":
+        head["license_name"] = licence.called or "unknown"
+        head |= {"license_link": licence.link} if licence.link else {}
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", base.name):
+        head["base_model"] = base.name
+        head["base_model_relation"] = RELATIONS[exported.kind]
+    head |= {"library_name": LIBRARIES[exported.kind], "pipeline_tag": "text-generation"}
+    head |= {"datasets": list(dict.fromkeys(data))} if data else {}
+    language = front_matter(base.folder / "README.md").get("language") if base.folder else None
+    head |= {"language": language} if language else {}
+    tags = ["sparring", "spin", "self-play", exported.row.name]
+    tags += [exported.held] if exported.held else []
+    tags += ["conversational"] if exported.chat else []
+    tags += ["gguf"] if exported.kind == "gguf" else []
+    return {**head, "tags": tags}
+
+
+# ---------------------------------------------------------------- the text
+
+
+def _parts(run: Run, player: str, exported: Exported) -> list[str]:
+    label = run.label(player)
+    parts = [f"# {inline(run.name)}: {inline(label)}", _opening(run, player, exported)]
+    parts += ["## How good it is", f"**{inline(verdict_of(run))}**", *_which(run, player), *_study(run)]
+    parts += [inline(note) for note in headline_notes(run)]
+    lines = [replace(x, label=f"{x.label} (this)") if x.player == player else x for x in result_lines(run)]
+    parts.append(lined(columns(run), lines))
+    parts += [part.replace("## ", "### ", 1) if part.startswith("## ") else part for part in tested(run)]
+    if rows := quantised_rows(run):
+        parts += ["### What quantising the base cost", inline(quantised_line(run)), table(QUANTISED_HEADER, rows)]
+    said = warnings_of(run)
+    parts += ["## Warnings", "\n".join(f"- {inline(line)}" for line in said) if said else "None."]
+    parts += ["## How to use it", *_template(exported)]
+    for engine, code, told in uses(exported):
+        parts += [f"### {engine}", *([code] if code else []), *([told] if told else [])]
+    parts += ["## Data", *_data(run), "## Method and settings", *_method(run, exported)]
+    parts += ["## How it was made", *_made(run), "## Licence", _licence(run, exported)]
+    return [*parts, "## Citation", *_citations(exported)]
+
+
+def _opening(run: Run, player: str, exported: Exported) -> str:
+    base, row = exported.base, exported.row
+    where = {True: f"[{base.name}](https://huggingface.co/{base.hub})", False: f"`{base.name}`"}[bool(base.hub)]
+    held = f", held in {exported.held} while it was trained" if exported.held else ""
+    made = "fine-tuned" if player == "sft" else "fine-tuned, then trained by self-play (SPIN)"
+    said = f"{where}{held}, {made} with {inline(exported.settings.summary)}. This is {WHAT[exported.kind]}."
+    if row.whole:
+        said = said.replace("the player merged into its base", "all its weights were trained")
+    if base.embedded:
+        said += " The base is the tiny model that comes with Sparring, to try things on; it has no page on the hub."
+    elif base.local:
+        said += f" The base was a folder on disk, of which only the name, `{base.name}`, is told here: it is not an id."
+    if start := run.config.get("start"):
+        said += f" θ₀ is not fine-tuned here: it is the adapter `{Path(str(start)).name}`."
+    hold = run.setting("selfplay", "hold")
+    if hold in ("merge", "stack") and player.isdecimal() and exported.kind == "adapter":
+        said += f" The run held players by `{hold}`: this adapter stands on those of the players before it."
+    return said
+
+
+def _which(run: Run, player: str) -> list[str]:
+    """Said where the player is not the one that the verdict is about."""
+    best = text(run.best.get("player")) if run.best else ""
+    if not best or best == player:
+        return []
+    return [inline(f"This is {run.label(player)}, not the player that the run chose ({run.label(best)}).")]
+
+
+def _study(run: Run) -> list[str]:
+    """What stands above a run that is one of a study's."""
+    folder, study = run.folder.resolve(), study_of(run)
+    if study is None:
+        return []
+    arm = "/".join(folder.relative_to(study).parts[1:-1])
+    said = f"It is one run of a study: arm `{arm}`, {folder.name}. A claim needs the study, not one run."
+    if (study / "study.json").exists():
+        content = json.loads((study / "study.json").read_text(encoding="utf-8"))
+        said += f" The study's verdict: {inline(text(content.get('headline')))}"
+    return [said]
+
+
+def _template(exported: Exported) -> list[str]:
+    """How a prompt is written."""
+    if not exported.chat:
+        return ["It was trained on plain text: it continues what it is given, with no chat template."]
+    if exported.template is None:
+        return ["Prompts were written with a chat template of the user's own, which is not at hand any more."]
+    if not exported.template:
+        return ["Prompts are written with the chat template of the base's tokenizer."]
+    told = "Prompts are written with this chat template, also where the base's tokenizer has none or another one:"
+    return [told, fenced(exported.template, "jinja")]
+
+
+def _data(run: Run) -> list[str]:
+    """What was trained and measured on, and under which licence."""
+    names = {"train": "trained on", "eval": "held out", "test": "tested on"}
+    rows = [[word, *_about(source)] for key, word in names.items() if (source := data_of(run, key))]
+    found = run.lock.get("data")
+    about = found if isinstance(found, dict) else {}
+    counts = about.get("counts")
+    said = [inline(text(about["description"]) + ".")] if about.get("description") else []
+    if isinstance(counts, dict) and counts:
+        said.append("Rows: " + ", ".join(f"{inline(text(key))} {text(value)}" for key, value in counts.items()) + ".")
+    if about.get("fingerprint"):
+        said.append(f"Fingerprint of the rows: `{text(about['fingerprint'])}`.")
+    return [table(["", "data", "licence"], rows), *said]
+
+
+def _about(source: Source) -> list[str]:
+    licence = licence_of(source)
+    told = licence.called or licence.name
+    if licence.name == "other" and not licence.called:
+        told = "not known" if source.folder is None or source.local else "not stated"
+    elif source.local:
+        told += ", by a file beside the data"
+    where = " (made by Sparring)" if source.embedded else " (a local file)" if source.local else " (on the hub)"
+    return [source.name + where, told]
+
+
+def _method(run: Run, exported: Exported) -> list[str]:
+    rows = [["method", key, _value(value)] for key, value in exported.settings.model_dump(mode="json").items()]
+    for part in ("sft", "selfplay", "generation", "optimiser"):
+        section = run.config.get(part)
+        rows += [[part, key, _value(value)] for key, value in section.items()] if isinstance(section, dict) else []
+    rows = [row for row in rows if row[2]]
+    return [f"Method {exported.row.name}: {inline(exported.row.what)}.", table(["section", "setting", "value"], rows)]
+
+
+def _value(value: Any) -> str:
+    return "" if value in (None, [], {}) else str(value).lower() if isinstance(value, bool) else text(value)
+
+
+def _made(run: Run) -> list[str]:
+    lock = tidy(run)
+    command = command_of(run) or "sparring run CONFIG.yaml"
+    told = "With the command"
+    if not command_of(run):
+        told = "By Sparring, from Python or by a study; with the `config` below saved as CONFIG.yaml"
+    parts = [f"{told}:", fenced(command, "sh")]
+    for key in ("versions", "hardware"):
+        found = lock.get(key)
+        if isinstance(found, dict) and found:
+            parts.append(
+                f"{key.capitalize()}: " + ", ".join(f"{inline(text(k))} {inline(text(v))}" for k, v in found.items())
+            )
+    shown = {key: value for key, value in lock.items() if key != "same"}
+    content = text(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100))
+    note = "paths are reduced to their last parts"
+    return [*parts, f"<details><summary>run.lock.yaml ({note})</summary>", fenced(content, "yaml"), "</details>"]
+
+
+def _licence(run: Run, exported: Exported) -> str:
+    licence: Licence = licence_of(exported.base)
+    if licence.name != "other":
+        said = f"As its base: {licence.name} ({inline(licence.why)})."
+    elif licence.called:
+        said = f"As its base: {inline(licence.called)} ({inline(licence.why)})."
+    else:
+        said = f"The licence of the base could not be found: {inline(licence.why)}. Look there before you use this."
+    return f"{said} The data may ask for more; what is known of that is under Data."
+
+
+def _citations(exported: Exported) -> list[str]:
+    parts = ["Self-play fine-tuning:", fenced(SPIN, "bibtex")]
+    if not exported.row.whole:
+        source = inline(exported.row.source)
+        link = re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", source)
+        parts.append(f"The method, {exported.row.name}: {link}.")
+    return parts
