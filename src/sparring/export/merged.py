@@ -67,13 +67,13 @@ class Merged:
         for which in (1, 2):
             change = self.nll(which) - self.nll(which - 1)
             rows.append([self.labels[which], f"{self.nll(which):.6f}", f"{change:+.2g}", f"{self.largest(which):.2g}"])
-        return ["", "held-out NLL per token", "Δ", "largest |Δ log p| of an answer"], rows
+        return ["", "held-out NLL per token", "Δ to the line above", "largest |Δ log p| of an answer"], rows
 
     def text(self) -> str:
         """What came of it, in a sentence or two."""
         said = (
-            f"merged: {self.out} ({self.dtype}); its held-out NLL is {self.off:+.2g} nats per token from that of base "
-            f"and adapter (allowed: {TOLERANCE[self.dtype]:g})"
+            f"merged: {self.out} ({self.dtype}); its held-out NLL is {self.off:+.2g} nats per token from that of "
+            f"{self.labels[1]} (allowed: {TOLERANCE[self.dtype]:g})"
         )
         if self.dtype != "fp32":
             said += (
@@ -108,7 +108,10 @@ def merge_run(run: Path, out: Path, player: str = "best", dtype: str | None = No
     tokens = opened.config.optimiser.micro_batch_tokens
     dtype = dtype or next(key for key, value in DTYPES.items() if value == opened.ring.base.dtype)
     own = real_logprobs(opened.ring.seat(opened.player), opened.ring.base, prompts, tokens)
-    first, fingerprint = _label(opened.ring.base, opened.config.model), opened.ring.base.fingerprint
+    first, fingerprint = (
+        _label(opened.ring.base, opened.config.model, "" if opened.ring.row.whole else " + adapter"),
+        opened.ring.base.fingerprint,
+    )
     config, who, chat = opened.config, opened.player, opened.chat
     del opened  # one base in memory at a time
     gc.collect()
@@ -120,11 +123,13 @@ def merge_run(run: Path, out: Path, player: str = "best", dtype: str | None = No
     ring = Ring(replace(base, fingerprint=fingerprint), config.method, config.model.base)
     attached = real_logprobs(ring.seat(who), base, prompts, tokens)
     _write(ring, who, folder, partial, dtype, chat)
+    whole = ring.row.whole
     del ring, base
     gc.collect()
     written = load_base(partial, plain, load_renderer(folder, plain))
     merged = real_logprobs(written.model, written, prompts, tokens)
-    labels = (first, f"base + adapter in {dtype}", f"the merged folder in {dtype}")
+    kind = "whole model" if whole else "base + adapter"
+    labels = (first, f"{kind} in {dtype}", f"the merged folder in {dtype}")
     found = Merged(out, dtype, labels, (own, attached, merged), sum(len(p.real_ids) for p in prompts))
     if not abs(found.off) <= TOLERANCE[dtype]:
         shutil.rmtree(partial)
@@ -170,10 +175,10 @@ def _mergeable(opened: Opened) -> Path:
     return folder
 
 
-def _label(base: Base, config: ModelConfig) -> str:
+def _label(base: Base, config: ModelConfig, adapter: str) -> str:
     dtype = next(name for name, value in DTYPES.items() if value == base.dtype)
     held = f"{described(base.quantised, config)} base" if base.quantised else "base"
-    return f"the run's player: {held} + adapter in {dtype}"
+    return f"the run's player: {held}{adapter} in {dtype}"
 
 
 def _write(ring: Ring, player: Player, source: Path, out: Path, dtype: str, chat: bool) -> None:

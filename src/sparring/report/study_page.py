@@ -126,7 +126,7 @@ def _facts(study: Study) -> Pairs:
     smallest = number(study.facts, "smallest")
     pairs = [
         ("primary metric", ", ".join(part for part in (study.primary.label, study.primary.meaning) if part)),
-        ("target", study.label(study.target)),
+        ("target", "" if study.pairs else study.label(study.target)),
         ("reference", study.label(study.reference)),
         ("axis", text(study.part("axis").get("key"))),
         ("matched budget", "FLOPs" if study.match == "flops" else study.match),
