@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import pytest
@@ -25,3 +26,10 @@ def _one_thread() -> None:
     """A run sets torch's threads for its whole process; a test starts with one."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Ctrl-C reaches the processes that are started here, even if these tests run in a shell's background,
+    where SIGINT is ignored and the ignoring is inherited."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

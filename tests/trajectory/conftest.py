@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,6 @@ from typing import Any
 import pytest
 
 from tests.trajectory.arena import Arena, Killer, contents, report_without_times
-
-
-@pytest.fixture(scope="session", autouse=True)
-def interruptible() -> None:
-    """Ctrl-C reaches the processes that are started here, even if these tests run in a shell's background,
-    where SIGINT is ignored and the ignoring is inherited."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
