@@ -301,3 +301,10 @@ def test_check_suggests_it_on_a_gpu_whose_memory_is_short(folders):
     assert "memory is short" in said(gpu, short)
     assert "model.quantise=nf4 would free" in said(gpu, {**wide, "checkpointing": True})
     assert said(gpu, wide) == said(cpu, short) == ""
+
+
+@pytest.mark.parametrize("method", ["full", "pissa", "ia3"])
+def test_a_base_that_comes_quantised_is_not_for_every_method(method, monkeypatch):
+    monkeypatch.setattr(quantised, "quantisation", lambda settings, config: "nf4")
+    with pytest.raises(ConfigError, match=f"the base is quantised .nf4., which is not for method {method}"):
+        quantised.check_quantised(None, Config.model_validate({"method": method}))

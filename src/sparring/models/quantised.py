@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from sparring.config import Config, ModelConfig
 from sparring.errors import ConfigError, ModelError
 from sparring.files import digest
+from sparring.methods import method_of
 
 NAMES = {"nf4": "NF4", "fp4": "FP4", "int8": "int8"}
 _STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # in safetensors
@@ -71,6 +72,11 @@ def check_quantised(settings: Any, config: Config) -> str:
         raise ConfigError(
             f"selfplay.hold is merge, but the base is quantised ({found}): the weights with an adapter in them would "
             "have to be quantised again, which changes the player; set selfplay.hold to continue or stack"
+        )
+    if found and not method_of(config.method).quantised:
+        raise ConfigError(
+            f"the base is quantised ({found}), which is not for method {config.method.name}; give another method, or the "
+            "base in 16 bits"
         )
     return found
 
