@@ -75,8 +75,8 @@ def check_quantised(settings: Any, config: Config) -> str:
         )
     if found and not method_of(config.method).quantised:
         raise ConfigError(
-            f"the base is quantised ({found}), which is not for method {config.method.name}; give another method, or the "
-            "base in 16 bits"
+            f"the base is quantised ({found}), which is not for method {config.method.name}; give another method, or "
+            "the base in 16 bits"
         )
     return found
 
