@@ -1,8 +1,9 @@
-"""Which methods there are, and the verb that hands a player over: methods, merge. Modules are imported when chosen."""
+"""Which methods there are, and the verbs that hand a player over: methods, merge, export. Imported when chosen."""
 
 from __future__ import annotations
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +44,49 @@ def merge(
         return
     print_table(*found.table())
     print(f"\n{found.text()}")
+
+
+@app.command()
+def export(
+    which: RunArgument,
+    to: Annotated[str, typer.Option(metavar="A,B", help="adapter, merged, gguf[:KIND], gguf:lora, ollama; several")],
+    iteration: Annotated[str, typer.Option(help="best, sft, or an iteration's number")] = "best",
+    out: Annotated[Path | None, typer.Option(help="what the folders are written to; default: RUN-PLAYER")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="of merged weights; default: what the run computed in")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace what was exported there before")] = False,
+    push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="upload it to the Hugging Face hub")] = None,
+    public: Annotated[bool, typer.Option("--public", help="with --push: all may see it")] = False,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="write GGUF without llama.cpp; the folder is named so")
+    ] = False,
+    folder: RunsOption = "runs",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a player as a PEFT adapter, merged, as GGUF, for Ollama; each is loaded again and held against the run."""
+    from sparring.export.targets import read_targets
+
+    targets = read_targets(to)
+    from sparring.browse import find_run
+    from sparring.export.exporting import Push, export_run
+    from sparring.terminal import print_table
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    found = find_run(which, Path(folder))
+    pushed = Push(push, not public) if push else None
+    kind = dtype and dtype.value
+    written = export_run(found, targets, out, iteration, kind, force, pushed, unverified, tell)
+    if as_json:
+        for event in written.facts():
+            print(json.dumps(event))
+        return
+    header, rows = written.table()
+    if rows:
+        print_table(header, rows)
+        print()
+    for line in written.lines():
+        print(line)
 
 
 @app.command()

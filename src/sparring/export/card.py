@@ -37,12 +37,13 @@ from sparring.report.quantised import QUANTISED_HEADER, quantised_line, quantise
 from sparring.report.records import Row, Run, read_run, text
 from sparring.report.tables import columns, result_lines
 
-RELATIONS = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}
-LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
+RELATIONS = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized", "gguf-lora": "adapter"}
+LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf", "gguf-lora": "gguf"}
 WHAT = {
     "adapter": "an adapter for the base, which is needed beside it",
     "merged": "a whole model: the player merged into its base",
     "gguf": "a whole model as GGUF: the player merged into its base",
+    "gguf-lora": "an adapter as GGUF, for the base as GGUF, which is needed beside it",
 }
 SPIN = """@inproceedings{chen2024selfplay,
   title     = {Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models},
@@ -57,7 +58,7 @@ SPIN = """@inproceedings{chen2024selfplay,
 def write_card(run: Path, player: str, out: Path, kind: str) -> Path:
     """Write out/README.md for a player (best, sft, or an iteration's number); returns its path.
 
-    kind  what `out` holds: adapter, merged or gguf
+    kind  what `out` holds: adapter, merged, gguf or gguf-lora
     Raises InputError for a player or a kind that there is not, RunError for a damaged run.
     """
     if not out.is_dir():
@@ -83,6 +84,7 @@ def _exported(run: Run, player: str, out: Path, kind: str) -> Exported:
     if player == "base":
         raise InputError("the base is no player of this run, and has a card of its own; give best, sft, or a number")
     fits = {"adapter": not row.whole, "merged": row.merges or row.whole, "gguf": row.gguf != "no"}
+    fits["gguf-lora"] = row.gguf == "adapter"
     if not fits[kind]:
         able = [name for name, can in fits.items() if can]
         raise InputError(f"a player of method {row.name} cannot be had as {kind}; give {' or '.join(able)}")
@@ -133,7 +135,7 @@ def _front(run: Run, exported: Exported) -> Row:
     tags = ["sparring", "spin", "self-play", exported.row.name]
     tags += [exported.held] if exported.held else []
     tags += ["conversational"] if exported.chat else []
-    tags += ["gguf"] if exported.kind == "gguf" else []
+    tags += ["gguf"] if exported.kind.startswith("gguf") else []
     return {**head, "tags": tags}
 
 
@@ -175,8 +177,8 @@ def _opening(run: Run, player: str, exported: Exported) -> str:
     if start := run.config.get("start"):
         said += f" θ₀ is not fine-tuned here: it is the adapter `{Path(str(start)).name}`."
     hold = run.setting("selfplay", "hold")
-    if hold in ("merge", "stack") and player.isdecimal() and exported.kind == "adapter":
-        said += f" The run held players by `{hold}`: this adapter stands on those of the players before it."
+    if hold in ("merge", "stack") and player.isdecimal() and exported.kind in ("adapter", "gguf-lora"):
+        said += f" The run held players by `{hold}`; this adapter is the sum of those that this player is made of."
     return said
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sparring.export.card_facts import Source
+from sparring.files import read_json
 from sparring.methods import Method, Settings
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank may be
+CONFIG = "adapter_config.json"
 OWN = ("houlsby", "pfeiffer")  # kinds of adapter that PEFT learns from this package
 
 
@@ -42,6 +44,11 @@ class Exported:
         return f"sparring {verb} {shlex.quote(self.run)} --iteration {self.player} --out {out}"
 
     @property
+    def name(self) -> str:
+        """Of the folder, while it is written too."""
+        return self.folder.name.removesuffix(".partial")
+
+    @property
     def held(self) -> str:
         """nf4, int8, or empty: how the run held the base."""
         found = str(self.model.get("quantise") or "none")
@@ -50,6 +57,8 @@ class Exported:
 
 def uses(exported: Exported) -> list[tuple[str, str, str]]:
     """(engine, code or empty, a sentence or empty) for each engine."""
+    if exported.kind == "gguf-lora":
+        return _gguf_lora(exported)
     return [_python(exported), _llama_cpp(exported), _vllm(exported)] if exported.kind != "gguf" else _gguf(exported)
 
 
@@ -64,7 +73,7 @@ def _python(exported: Exported) -> tuple[str, str, str]:
         lines.append("from sparring.laboratory import base_folder")
     if adapter and exported.row.name in OWN:
         lines.append("import sparring.models.bottleneck  # from it PEFT learns this kind of adapter")
-    lines += ["", f'folder = "{exported.folder.name}"  # this folder, or its id on the hub']
+    lines += ["", f'folder = "{exported.name}"  # this folder, or its id on the hub']
     lines += [_base(exported.base)] * adapter
     lines.append(f"tokenizer = AutoTokenizer.from_pretrained({'folder' if has_tokenizer else 'base'})")
     if exported.chat and exported.template and not has_tokenizer:
@@ -125,20 +134,21 @@ def _llama_cpp(exported: Exported) -> tuple[str, str, str]:
     told = "A GGUF file is written from the run; for Ollama, a Modelfile beside it."
     if lone:
         told += (
-            " In place of a whole model, llama.cpp also takes the adapter alone (`--lora`), beside its base as GGUF."
+            " In place of a whole model, llama.cpp also takes the adapter alone (`--to gguf:lora`), beside its base as "
+            "GGUF."
         )
-    code = f"{exported.command('export', 'gguf')} --to gguf:q8_0,ollama\nllama-cli -m gguf/*.gguf\n"
-    code += "ollama create mine -f gguf/Modelfile && ollama run mine"
+    code = f"{exported.command('export', 'mine')} --to gguf:q8_0,ollama\nllama-cli -m mine/gguf/*.gguf\n"
+    code += "ollama create mine -f mine/gguf/Modelfile && ollama run mine"
     return name, f"```sh\n{code}\n```", told
 
 
 def _vllm(exported: Exported) -> tuple[str, str, str]:
-    row, folder = exported.row, exported.folder.name
+    row, folder = exported.row, exported.name
     if row.vllm == "no":
         return "vLLM", "", f"Not there: vLLM does not know players of method {row.name}."
     if exported.kind == "merged":
         return "vLLM", f"```sh\nvllm serve {folder}\n```", ""
-    rank = _rank(exported.settings)
+    rank = _rank(exported)
     if row.vllm == "adapter" and rank and not exported.settings.beside:
         found = "$(python -c 'from sparring.laboratory import base_folder; print(base_folder())')"
         base = found if exported.base.embedded else shlex.quote(exported.base.name)
@@ -154,11 +164,13 @@ def _vllm(exported: Exported) -> tuple[str, str, str]:
     )
 
 
-def _rank(settings: Settings) -> int:
+def _rank(exported: Exported) -> int:
     """The least of vLLM's limits that the adapter's ranks keep; 0: none, or no rank."""
-    known = settings.model_dump()
-    wanted = max([known.get("r") or 0, *(known.get("rank_pattern") or {}).values()])
-    wanted *= 2 if settings.name == "pissa" else 1  # written as plain LoRA of twice the rank
+    known = exported.settings.model_dump()
+    times = 2 if exported.row.name == "pissa" else 1  # written as plain LoRA of twice the rank
+    if (exported.folder / CONFIG).exists():  # which may be the sum of several
+        known, times = read_json(exported.folder / CONFIG), 1
+    wanted = times * max([known.get("r") or 0, *(known.get("rank_pattern") or {}).values()])
     return next((rank for rank in RANKS if rank >= wanted), 0) if wanted else 0
 
 
@@ -168,7 +180,7 @@ def _gguf(exported: Exported) -> list[tuple[str, str, str]]:
     loading = f'gguf_file="{file}"'
     python = [
         "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-        f'folder = "{exported.folder.name}"  # this folder, or its id on the hub',
+        f'folder = "{exported.name}"  # this folder, or its id on the hub',
         f"tokenizer = AutoTokenizer.from_pretrained(folder, {loading})",
         f"model = AutoModelForCausalLM.from_pretrained(folder, {loading}).eval()", "", *_asking(exported.chat), "```",
     ]  # fmt: skip
@@ -176,7 +188,7 @@ def _gguf(exported: Exported) -> list[tuple[str, str, str]]:
     ollama = "```sh\nollama create mine -f Modelfile && ollama run mine\n```"
     return [
         ("llama.cpp", server, ""),
-        ("Ollama", ollama, f"With the Modelfile that `{exported.command('export', 'gguf')} --to ollama` writes."),
+        ("Ollama", ollama, f"With the Modelfile that `{exported.command('export', 'mine')} --to ollama` writes."),
         ("transformers", "\n".join(python), "It unpacks the weights, so this saves no memory."),
         (
             "vLLM",
@@ -184,3 +196,9 @@ def _gguf(exported: Exported) -> list[tuple[str, str, str]]:
             f"It prefers the merged model: `{exported.command('merge', 'merged')}`, then `vllm serve merged`.",
         ),
     ]
+
+
+def _gguf_lora(exported: Exported) -> list[tuple[str, str, str]]:
+    file = next((file.name for file in sorted(exported.folder.glob("*.gguf"))), "lora.gguf")
+    code = f"```sh\nllama-server -m BASE.gguf --lora {file}\n```"
+    return [("llama.cpp", code, "BASE.gguf is the base as GGUF, in any kind; `--lora-scaled` puts it on in part.")]

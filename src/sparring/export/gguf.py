@@ -21,19 +21,9 @@ from sparring.errors import InputError, ModelError, nearest
 from sparring.export.engines import need
 from sparring.export.gguf_family import Shape, converted, describe, frequency_factors, names_of, shape_of
 from sparring.export.gguf_tokenizer import vocabulary_of
+from sparring.export.targets import KINDS
 from sparring.models.base import load_renderer
 
-# What matrices are written in, by gguf's names of types and files.
-KINDS = {
-    "f32": ("F32", "ALL_F32"),
-    "f16": ("F16", "MOSTLY_F16"),
-    "bf16": ("BF16", "MOSTLY_BF16"),
-    "q8_0": ("Q8_0", "MOSTLY_Q8_0"),
-    "q5_1": ("Q5_1", "MOSTLY_Q5_1"),
-    "q5_0": ("Q5_0", "MOSTLY_Q5_0"),
-    "q4_1": ("Q4_1", "MOSTLY_Q4_1"),
-    "q4_0": ("Q4_0", "MOSTLY_Q4_0"),
-}
 # Rows that are quantised at once: what is needed beside the tensor itself stays small.
 _ROWS = 4096
 

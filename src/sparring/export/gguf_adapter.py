@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sparring.errors import ModelError
+from sparring.export.adapter import scale_of
 from sparring.export.engines import need
 from sparring.export.gguf import announce, begin, stored, writing
 from sparring.export.gguf_family import Shape, converted, names_of, shape_of
@@ -38,7 +39,7 @@ def write_gguf_adapter(adapter: Path, base: Path, out: Path) -> None:
         writer.add_float32("adapter.lora.alpha", float(config.lora_alpha))
         halves = []
         for module, (there, a_RI, b_OR) in sorted(pairs.items(), key=lambda item: item[1][0]):
-            factor = _scale(config, module, a_RI.shape[0]) * a_RI.shape[0] / config.lora_alpha
+            factor = scale_of(config, module, a_RI.shape[0]) * a_RI.shape[0] / config.lora_alpha
             rows_OR = converted(shape, f"{module}.B", b_OR.float() * factor)
             halves += [(f"{there}.lora_a", a_RI.float()), (f"{there}.lora_b", rows_OR)]
         for name, tensor in halves:
@@ -85,12 +86,3 @@ def _pairs(folder: Path, shape: Shape, tensors: dict[str, Tensor]) -> dict[str, 
         )
     names = names_of(shape, list(weights.values()))
     return {module: (names[weights[module]], half["A"], half["B"]) for module, half in halves.items()}
-
-
-def _scale(config: Any, module: str, r: int) -> float:
-    """What PEFT multiplies B·A by."""
-    alpha = next(
-        (value for key, value in (config.alpha_pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module)),
-        config.lora_alpha,
-    )
-    return float(alpha / r**0.5 if config.use_rslora else alpha / r)

@@ -11,6 +11,7 @@ import gc
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from sparring.config import ModelConfig
 from sparring.data.messages import Message, Renderer
 from sparring.errors import InputError, LawBroken
 from sparring.export.engines import need
-from sparring.export.gguf import KINDS
 from sparring.export.gguf_family import shape_of
 from sparring.export.gguf_texts import compare_chats, compare_texts
 from sparring.export.gguf_tokenizer import ASKED
+from sparring.export.targets import KINDS
 from sparring.models.base import load_base, load_renderer
 
 Row = tuple[list[int], list[int]]  # prompt ids, answer ids
@@ -67,18 +68,28 @@ class Checked:
     chats: int
     apart: int
 
+    def same(self) -> str:
+        """What is the same, beside how likely answers are."""
+        greedy = f", {self.greedy} greedy tokens" if self.greedy else ""
+        return f"tokens of {self.texts} texts and {self.chats} chats{greedy}"
+
+    def odd(self) -> str:
+        """What is nearly the same, in words; empty if nothing is."""
+        said = [f"{self.ties} of the greedy tokens are ties"] * bool(self.ties)
+        if self.apart:
+            said.append(
+                f"{self.apart} texts that open with a space are other tokens, which llama.cpp cannot have the same"
+            )
+        return "; ".join(said)
+
     def said(self) -> str:
-        """In a sentence."""
+        """All of it in a sentence."""
         text = (
             f"held-out NLL per token {self.file:.5f} in llama.cpp, {self.model:.5f} in the model "
             f"({self.file - self.model:+.2g}, allowed: {TOLERANCE[self.kind]:g}; largest |Δ log p| of a token "
-            f"{self.largest:.2g}); the same tokens for {self.texts} texts and {self.chats} chats"
+            f"{self.largest:.2g}); the same: {self.same()}"
         )
-        if self.apart:
-            text += f"; others for {self.apart} texts that open with a space, which llama.cpp cannot have the same"
-        if self.greedy:
-            text += f"; greedily the same for {self.greedy} tokens" + (f", {self.ties} of them ties" * bool(self.ties))
-        return text
+        return text + (f"; {self.odd()}" if self.odd() else "")
 
     def facts(self) -> dict[str, Any]:
         """For machines."""
@@ -165,6 +176,7 @@ def _listen(
 ) -> _Heard:
     import llama_cpp
 
+    llama_cpp.llama_log_set(_silence(), None)
     engine = llama_cpp.Llama(
         str(file),
         lora_path=str(lora) if lora else None,
@@ -184,6 +196,14 @@ def _listen(
         return _Heard(logprobs, greedy, differ + more, texts, rendered, apart)
     finally:
         engine.close()
+
+
+@cache
+def _silence() -> Any:
+    """What takes llama.cpp's remarks; kept, because C calls it as long as the process lives."""
+    import llama_cpp
+
+    return llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 
 def _answer_logprobs(engine: Any, prompt: list[int], answer: list[int]) -> np.ndarray[Any, Any]:

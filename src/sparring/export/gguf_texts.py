@@ -36,13 +36,16 @@ def _spoken(renderer: Renderer, prompts: Sequence[list[int]]) -> list[str]:
 
 
 def _comparable(engine: Any, renderer: Renderer) -> list[str]:
-    """The difficult texts but for those of which llama.cpp knows less: normal forms, with some names marks."""
+    """The difficult texts but for what llama.cpp knows less of: normal forms, with some names marks, the unknown."""
     normalizer = renderer.tokenizer.backend_tokenizer.normalizer
     marks = engine.metadata["tokenizer.ggml.pre"] not in WITHOUT_MARKS
     return [
         text
         for text in DIFFICULT
-        if text and (marks or not _marked(text)) and (normalizer is None or _same(normalizer, text))
+        if text
+        and (marks or not _marked(text))
+        and (normalizer is None or _same(normalizer, text))
+        and renderer.tokenizer.unk_token_id not in renderer.tokenizer(text, add_special_tokens=False).input_ids
     ]
 
 

@@ -121,10 +121,12 @@ def vocabulary_of(renderer: Renderer, rows: int) -> Vocabulary:
     tokenizer = renderer.tokenizer
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     kind = content["model"]["type"]
+    if kind == "WordLevel" and (letters := _letters(content)):
+        return _of_letters(renderer, content, letters, rows)
     if kind != "BPE":
         raise ModelError(
-            f"the tokenizer is of type {kind}; only BPE (byte-level, or pieces with byte fallback) is written as GGUF; "
-            "convert the folder with llama.cpp's convert_hf_to_gguf.py"
+            f"the tokenizer is of type {kind}; only BPE (byte-level, or pieces with byte fallback) and single ASCII "
+            "characters are written as GGUF; convert the folder with llama.cpp's convert_hf_to_gguf.py"
         )
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in content["model"]["merges"]]
     pieces = bool(content["model"].get("byte_fallback"))
@@ -140,6 +142,27 @@ def vocabulary_of(renderer: Renderer, rows: int) -> Vocabulary:
         adds_bos(renderer),
         pieces and _opens(renderer),
     )
+
+
+def _letters(content: dict[str, Any]) -> dict[int, str]:
+    """Id → character of a tokenizer for which every character is a token, all of them ASCII; else empty."""
+    special = {added["id"] for added in content["added_tokens"]}
+    found = {number: token for token, number in content["model"]["vocab"].items() if number not in special}
+    split = content["pre_tokenizer"] or {}
+    alone = split.get("pattern") == {"Regex": r"[\s\S]"} and split.get("behavior") == "Isolated"
+    return found if alone and all(len(letter) == 1 and letter < "\x7f" for letter in found.values()) else {}
+
+
+def _of_letters(renderer: Renderer, content: dict[str, Any], letters: dict[int, str], rows: int) -> Vocabulary:
+    """Characters as bytes that nothing merges. llama.cpp drops what is not among them, where others say unknown."""
+    written = {number: chr(256 + ord(letter)) if letter <= " " else letter for number, letter in letters.items()}
+    known = {**content["model"]["vocab"]}
+    for number, letter in letters.items():
+        del known[letter]
+        known[written[number]] = number
+    tokens, types = _tokens({**content, "model": {**content["model"], "vocab": known}}, rows, pieces=False)
+    never = f"{tokens[0]} {tokens[0]}"  # llama.cpp asks for merges; this one finds nothing to merge
+    return Vocabulary("gpt2", "gpt-2", tokens, types, [], [never], _ids(renderer), adds_bos(renderer), False)
 
 
 def adds_bos(renderer: Renderer) -> bool:

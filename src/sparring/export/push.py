@@ -17,14 +17,10 @@ def push(folder: Path, to: str, private: bool = True) -> str:
     for what the hub or the network refuses.
     """
     _finished(folder)
-    from huggingface_hub import HfApi, errors, get_token
+    check_push(to)
+    from huggingface_hub import HfApi, errors
 
     unreached = errors.HTTPError  # type: ignore[attr-defined]  # of the HTTP client, which is another in other versions
-
-    if to.count("/") != 1:
-        raise InputError(f'"{to}" is not owner/name, such as me/my-model; give it so')
-    if get_token() is None:
-        raise InputError("there is no token for the hub; set HF_TOKEN, or log in once with `hf auth login`")
     api = HfApi()
     try:
         api.create_repo(to, private=private, exist_ok=True)
@@ -45,12 +41,24 @@ def push(folder: Path, to: str, private: bool = True) -> str:
     return f"{api.endpoint}/{to}"
 
 
+def check_push(to: str) -> None:
+    """Refuse, before any work is done, a bad name and a missing token. Nothing is sent."""
+    from huggingface_hub import get_token
+
+    if to.count("/") != 1:
+        raise InputError(f'"{to}" is not owner/name, such as me/my-model; give it so')
+    if get_token() is None:
+        raise InputError("there is no token for the hub; set HF_TOKEN, or log in once with `hf auth login`")
+
+
 def _finished(folder: Path) -> None:
     """Refuse what is not an exported model, and above all a run, which holds the data."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give one that `sparring export` wrote")
     if (folder / "run.lock.yaml").exists() or (folder / "study.lock.yaml").exists():
         raise InputError(f"{folder} is a run, with its data in it; export a player, and give that folder")
+    if folder.name.endswith(".unverified") or any(folder.rglob("*.unverified.*")):
+        raise InputError(f"{folder} was not found to be the player; export it again, and see what is said")
     if folder.name.endswith(".partial") or any(folder.rglob("*.tmp")):
         raise InputError(f"{folder} is not finished; export the player again")
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):

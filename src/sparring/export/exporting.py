@@ -1,0 +1,312 @@
+"""`sparring export`: a player in the forms that others run, each loaded in its own engine before it gets its name.
+
+    adapter   a PEFT adapter                     held against the run by PEFT alone
+    merged    a model in Hugging Face layout     held against the run by transformers alone
+    gguf      one file for llama.cpp             held against the merged model by llama.cpp
+    ollama    a Modelfile beside the GGUF file
+
+The base is loaded once to write, and each form once to verify. What does not hold is kept as `NAME.unverified`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparring.browse import player_name, read_settings
+from sparring.config import Config
+from sparring.data.messages import Message
+from sparring.errors import InputError, LawBroken
+from sparring.export.adapter import compare_adapter, write_player
+from sparring.export.card import write_card
+from sparring.export.compared import TOLERANCE as NEAR
+from sparring.export.compared import Compared, confirm, free, place, unverified
+from sparring.export.engines import need
+from sparring.export.gguf import write_gguf
+from sparring.export.gguf_adapter import write_gguf_adapter
+from sparring.export.gguf_check import TOLERANCE, Checked, verify_gguf
+from sparring.export.gguf_family import shape_of
+from sparring.export.gguf_tokenizer import vocabulary_of
+from sparring.export.merged import compare_merged, write_merged
+from sparring.export.ollama import modelfile
+from sparring.export.push import check_push, push
+from sparring.export.source import Source, take
+from sparring.export.targets import Targets, refuse
+from sparring.files import remove, write_atomic
+from sparring.methods import METHODS
+from sparring.models.base import context_of, find_base, load_renderer, read_config
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """Where an export goes: owner/name on the hub, and whether others may see it."""
+
+    to: str
+    private: bool = True
+
+
+@dataclass
+class Written:
+    """What came of an export.
+
+    compared  adapter and merged, held against the run; checked: GGUF files by name, held against the merged model
+    said      what the reader should know besides
+    address   where it was uploaded; empty: nowhere
+    """
+
+    out: Path
+    folders: list[Path] = field(default_factory=list)
+    compared: list[Compared] = field(default_factory=list)
+    checked: dict[str, Checked] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+    address: str = ""
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """(header, rows) for the terminal: how far each is from what it was made from."""
+        header = [
+            "",
+            "loaded by",
+            "size",
+            "held-out NLL per token",
+            "off by",
+            "allowed",
+            "largest off",
+            "also the same",
+        ]
+        rows = []
+        for found in self.compared:
+            rows.append([
+                found.what, "PEFT" if found.what == "adapter" else "transformers", _size(found.out),
+                f"{found.nll(2):.6f}", f"{found.off:+.2g}", f"{NEAR[found.dtype]:g}",
+                f"{found.largest(2):.2g} (answer)", "tokens of texts and chats",
+            ])  # fmt: skip
+        for name, checked in self.checked.items():
+            rows.append([
+                name, "llama.cpp", _size(self._file(name)), f"{checked.file:.6f}",
+                f"{checked.file - checked.model:+.2g}", f"{TOLERANCE[checked.kind]:g}",
+                f"{checked.largest:.2g} (token)", checked.same(),
+            ])  # fmt: skip
+        return header, rows
+
+    def _file(self, name: str) -> Path:
+        return next(folder / name for folder in self.folders if (folder / name).exists())
+
+    def lines(self) -> list[str]:
+        """What came of it, in sentences."""
+        said = [f"{found.what}: {line}" for found in self.compared for line in found.text().splitlines()[1:]]
+        said += [f"{name}: {checked.odd()}" for name, checked in self.checked.items() if checked.odd()]
+        said += [f"note: {line}" for line in self.said]
+        said += [f"written: {folder}, with a model card (README.md)" for folder in self.folders]
+        return said + ([f"uploaded: {self.address}"] if self.address else [])
+
+    def facts(self) -> list[dict[str, Any]]:
+        """For machines, an event for each form."""
+        events = [found.facts() for found in self.compared]
+        events += [{**checked.facts(), "file": name} for name, checked in self.checked.items()]
+        done = {"event": "exported", "folders": [str(folder) for folder in self.folders], "said": self.said}
+        return [*events, {**done, "address": self.address or None}]
+
+
+def export_run(
+    run: Path,
+    targets: Targets,
+    out: Path | None = None,
+    player: str = "best",
+    dtype: str | None = None,
+    force: bool = False,
+    pushed: Push | None = None,
+    unchecked: bool = False,
+    tell: Tell = lambda text: None,
+) -> Written:
+    """Write a player of a run (best, sft, or an iteration's number) into a folder of `out` for each form.
+
+    out        default: RUN-PLAYER here
+    dtype      of merged weights, which GGUF files are made from: fp32, bf16 or fp16; None: what the run computed in
+    force      take the place of what was exported there before
+    pushed     upload the one folder that is written
+    unchecked  write GGUF without llama.cpp, which then cannot be asked: the folder is named `.unverified`
+    tell       is called with each step, in words
+    Raises InputError and ModelError, before a model is loaded, for what cannot be; LawBroken (12) where what was
+    written is not the player.
+    """
+    name = player_name(run, player)
+    config = Config.model_validate(read_settings(run))
+    out = out or Path(f"{run.resolve().name}-{name}")
+    _prepare(config, name, targets, out, force, pushed, unchecked)
+    source = take(run, name, dtype, merging=targets.merges)
+    out.mkdir(exist_ok=True)
+    job = _Job(run, source, targets, Written(out), unchecked, tell)
+    try:
+        job.write()
+        source.release()
+        job.verify()
+    finally:
+        for partial in (job.adapter, job.whole):
+            remove(partial)
+    if pushed is not None:
+        tell(f"uploading to {pushed.to}")
+        job.written.address = push(job.written.folders[0], pushed.to, pushed.private)
+    return job.written
+
+
+def _prepare(
+    config: Config, name: str, targets: Targets, out: Path, force: bool, pushed: Push | None, unchecked: bool
+) -> None:
+    """Refuse all that can be refused before a model is loaded."""
+    if name == "base":
+        raise InputError("the base is not made by the run, so it is not exported; give best, sft, or a number")
+    if pushed is not None:
+        if len(targets.folders) != 1 or unchecked:
+            raise InputError(f"--push uploads one verified folder; --to {' and '.join(targets.folders)} is not that")
+        check_push(pushed.to)
+    refuse(targets, METHODS[config.method.name], config.method.beside)
+    if out.is_file() or not out.parent.is_dir():
+        free(out, force)
+    for folder in targets.folders if out.is_dir() else ():
+        free(out / folder, force)
+    if not targets.gguf and not targets.lora:
+        return
+    need("gguf", *([] if unchecked else ["llama_cpp"]))
+    base = find_base(config.model)
+    shape_of(base)  # the architecture, and below the tokenizer
+    vocabulary_of(load_renderer(base, config.model), int(read_config(base, config.model).vocab_size))
+
+
+@dataclass
+class _Job:
+    """One export under way."""
+
+    run: Path
+    source: Source
+    targets: Targets
+    written: Written
+    unchecked: bool
+    tell: Tell
+
+    @property
+    def adapter(self) -> Path:
+        """Where the adapter is written first."""
+        return self.written.out / "adapter.partial"
+
+    @property
+    def whole(self) -> Path:
+        """Where the merged model is written first, kept or not."""
+        return self.written.out / "merged.partial"
+
+    def write(self) -> None:
+        """All that needs the base in memory."""
+        if self.targets.adapter:
+            self.tell("writing the adapter")
+            write_player(self.source, self.adapter)
+        if self.targets.merges:
+            self.tell(f"merging in {self.source.model.dtype}")
+            write_merged(self.source, self.whole)
+
+    def verify(self) -> None:
+        """Every form in its own engine."""
+        out = self.written.out
+        if self.targets.adapter:
+            self.tell("loading the adapter with PEFT")
+            found = confirm(*compare_adapter(self.source, self.adapter, out / "adapter"))
+            self.written.compared.append(found)
+            self._finish(self.adapter, "adapter")
+        if not self.targets.merges:
+            return
+        self.tell("loading the merged model with transformers")
+        whole, found = self.whole, confirm(*compare_merged(self.source, self.whole, out / "merged"))
+        if self.targets.merged:
+            self.written.compared.append(found)
+            whole = self._finish(self.whole, "merged")
+        if self.targets.gguf:
+            self._gguf(whole)
+        if self.targets.lora:
+            self._lora(whole)
+
+    def _gguf(self, whole: Path) -> None:
+        """A file for each kind, and Ollama's beside the first."""
+        partial = self._begin("gguf")
+        for kind in self.targets.gguf:
+            name = f"{self._stem}-{kind}.gguf"
+            self.tell(f"writing {name}" + ("" if self.unchecked else ", and loading it with llama.cpp"))
+            write_gguf(whole, partial / name, kind)
+            with self._setting_aside(partial):
+                self._check(name, partial / name, whole, kind)
+        if self.targets.ollama:
+            source, system = self.source, self.source.config.data.system
+            renderer = load_renderer(whole, source.model.model_copy(update={"template": "auto"}))
+            context = context_of(read_config(whole, source.model))
+            first = f"{self._stem}-{self.targets.gguf[0]}.gguf"
+            made = modelfile(first, renderer, context, source.chat, (system or "") if source.chat else "")
+            write_atomic(partial / "Modelfile", made.text)
+            self.written.said += [made.said] if made.said else []
+        self._finish(partial, "gguf")
+
+    def _lora(self, whole: Path) -> None:
+        """The adapter alone as GGUF, verified on the base as GGUF, which is not kept."""
+        partial, name = self._begin("gguf-lora"), f"{self._stem}-lora.gguf"
+        adapter, base = partial / "adapter", partial / "base-f32.gguf"
+        self.tell(f"writing {name}" + ("" if self.unchecked else ", and loading it with llama.cpp"))
+        write_player(self.source, adapter)
+        write_gguf_adapter(adapter, self.source.base, partial / name)
+        remove(adapter)
+        with self._setting_aside(partial):
+            if not self.unchecked:
+                write_gguf(self.source.base, base, "f32")
+            self._check(name, base, whole, "f32", partial / name)
+        base.unlink(missing_ok=True)
+        self._finish(partial, "gguf-lora")
+
+    def _check(self, name: str, file: Path, whole: Path, kind: str, lora: Path | None = None) -> None:
+        if self.unchecked:
+            return
+        rows = [(prompt.prompt_ids, prompt.real_ids) for prompt in self.source.prompts]
+        system = self.source.config.data.system
+        chats = [(Message("system", system), Message("user", "Hello!"))] if self.source.chat and system else []
+        self.written.checked[name] = verify_gguf(file, whole, kind, rows, chats, lora)
+
+    @property
+    def _stem(self) -> str:
+        return f"{self.run.resolve().name}-{self.source.name}"
+
+    def _begin(self, kind: str) -> Path:
+        partial = self.written.out / f"{kind}.partial"
+        remove(partial)
+        partial.mkdir()
+        return partial
+
+    @contextmanager
+    def _setting_aside(self, partial: Path) -> Iterator[None]:
+        """A folder in which something does not hold is kept under a name that says so."""
+        try:
+            yield
+        except LawBroken as error:
+            aside = unverified(partial, partial.with_suffix(""))
+            raise LawBroken(str(error).replace(str(partial), str(aside))) from error
+
+    def _finish(self, partial: Path, kind: str) -> Path:
+        """The card, and the name; returns the folder."""
+        write_card(self.run, self.source.name, partial, kind)
+        out = self.written.out / kind
+        if self.unchecked and kind.startswith("gguf"):
+            out = unverified(partial, out)
+            self.written.said.append(f"{out} is not verified: llama.cpp was not asked")
+        else:
+            place(partial, out)
+        self.written.folders.append(out)
+        return out
+
+
+def _size(path: Path) -> str:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    size = float(sum(os.path.getsize(file) for file in files))
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
