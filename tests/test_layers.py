@@ -40,6 +40,8 @@ ROWS = {
     "report": 0,
     "report.frame": 0,
     "report.svg": 0,
+    "rewards": 0,
+    "rewards.scorer": 0,
     "schedule": 0,
     "section": 0,
     "terminal": 0,

@@ -35,10 +35,12 @@ def merge(
 ) -> None:
     """Write a player merged into its base, never a quantised one, as an ordinary model folder; then measure it."""
     from sparring.browse import find_run
+
+    run = find_run(which, Path(folder))
     from sparring.export.merged import merge_run
     from sparring.terminal import print_table
 
-    found = merge_run(find_run(which, Path(folder)), out, iteration, dtype and dtype.value, force)
+    found = merge_run(run, out, iteration, dtype and dtype.value, force)
     if as_json:
         print(json.dumps(found.facts()))
         return
@@ -67,13 +69,14 @@ def export(
 
     targets = read_targets(to)
     from sparring.browse import find_run
+
+    found = find_run(which, Path(folder))
     from sparring.export.exporting import Push, export_run
     from sparring.terminal import print_table
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr)
 
-    found = find_run(which, Path(folder))
     pushed = Push(push, not public) if push else None
     kind = dtype and dtype.value
     written = export_run(found, targets, out, iteration, kind, force, pushed, unverified, tell)

@@ -5,7 +5,8 @@
     │   ├── ConfigError              a key or value of the config
     │   ├── DataError                a file, a row, a column
     │   ├── ModelError               a base model, a tokenizer, an adapter
-    │   └── RunError                 a run folder: of another config, in use, damaged
+    │   ├── RunError                 a run folder: of another config, in use, damaged
+    │   └── RewardError              a scorer: one that does not fit, or gives no number
     ├── LawBroken                    exit code 3: a law of the algorithm failed at run time; the run stops
     └── TrainingDiverged             exit code 4: NaN or Inf; the last good checkpoint is kept
 
@@ -46,6 +47,10 @@ class RunError(InputError):
     """A run folder that belongs to another config, is in use, or is damaged."""
 
 
+class RewardError(InputError):
+    """A scorer that does not fit the run, raises, or gives what is no number."""
+
+
 class LawBroken(SparringError):
     """A law of the algorithm failed at run time."""
 
@@ -62,5 +67,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The tail of an "unknown name" message: the nearest known name, then all of them."""
     names = sorted(known)
     match = difflib.get_close_matches(name, names, n=1)
-    hint = f'did you mean "{match[0]}"? ' if match else ""
-    return f"{hint}(known: {', '.join(names)})"
+    listed = f"known: {', '.join(names)}"
+    return f'did you mean "{match[0]}"? ({listed})' if match else listed

@@ -68,27 +68,18 @@ class Written:
     address: str = ""
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """(header, rows) for the terminal: how far each is from what it was made from."""
-        header = [
-            "",
-            "loaded by",
-            "size",
-            "held-out NLL per token",
-            "off by",
-            "allowed",
-            "largest off",
-            "also the same",
-        ]
+        """(header, rows) for the terminal: on held-out answers, how far each is from what it was made from."""
+        header = ["", "loaded by", "size", "answers", "NLL per token", "off by", "allowed", "largest off", "the same"]
         rows = []
         for found in self.compared:
             rows.append([
                 found.what, "PEFT" if found.what == "adapter" else "transformers", _size(found.out),
-                f"{found.nll(2):.6f}", f"{found.off:+.2g}", f"{NEAR[found.dtype]:g}",
-                f"{found.largest(2):.2g} (answer)", "tokens of texts and chats",
+                str(len(found.values[2])), f"{found.nll(2):.6f}", f"{found.off:+.2g}", f"{NEAR[found.dtype]:g}",
+                f"{found.largest(2):.2g} (answer)", "texts, chats",
             ])  # fmt: skip
         for name, checked in self.checked.items():
             rows.append([
-                name, "llama.cpp", _size(self._file(name)), f"{checked.file:.6f}",
+                name, "llama.cpp", _size(self._file(name)), str(checked.rows), f"{checked.file:.6f}",
                 f"{checked.file - checked.model:+.2g}", f"{TOLERANCE[checked.kind]:g}",
                 f"{checked.largest:.2g} (token)", checked.same(),
             ])  # fmt: skip

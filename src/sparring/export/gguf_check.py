@@ -71,7 +71,7 @@ class Checked:
     def same(self) -> str:
         """What is the same, beside how likely answers are."""
         greedy = f", {self.greedy} greedy tokens" if self.greedy else ""
-        return f"tokens of {self.texts} texts and {self.chats} chats{greedy}"
+        return f"{self.texts} texts, {self.chats} chats{greedy}"
 
     def odd(self) -> str:
         """What is nearly the same, in words; empty if nothing is."""
