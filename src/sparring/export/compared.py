@@ -56,12 +56,16 @@ class Compared:
             rows.append([self.labels[which], f"{self.nll(which):.6f}", f"{change:+.2g}", f"{self.largest(which):.2g}"])
         return ["", "held-out NLL per token", "Δ to the line above", "largest |Δ log p| of an answer"], rows
 
-    def text(self) -> str:
-        """What came of it, in a sentence or two."""
-        said = (
-            f"{self.what}: {self.out} ({self.dtype}); loaded by {ENGINES[self.what]} alone, its held-out NLL is "
-            f"{self.off:+.2g} nats per token from that of {self.labels[1]} (allowed: {TOLERANCE[self.dtype]:g})"
+    def said(self) -> str:
+        """What came of it, without where it lies."""
+        return (
+            f"{self.what} ({self.dtype}): loaded by {ENGINES[self.what]} alone, its held-out NLL is {self.off:+.2g} "
+            f"nats per token from that of {self.labels[1]} (allowed: {TOLERANCE[self.dtype]:g})"
         )
+
+    def text(self) -> str:
+        """What came of it, and what is to be known of it, a line each."""
+        said = f"{self.said()}: {self.out}"
         if self.dtype != "fp32" and self.what == "merged":
             said += (
                 f"\nThat is the rounding of merged weights to {self.dtype}; --dtype fp32 has none, at twice the size"

@@ -282,7 +282,9 @@ class _Job:
 
     def _finish(self, partial: Path, kind: str) -> Path:
         """The card, and the name; returns the folder."""
-        write_card(self.run, self.source.name, partial, kind)
+        checked = [f"{name}: {what.said()}" for name, what in self.written.checked.items() if (partial / name).exists()]
+        compared = [found.said() for found in self.written.compared if found.what == kind]
+        write_card(self.run, self.source.name, partial, kind, compared + checked)
         out = self.written.out / kind
         if self.unchecked and kind.startswith("gguf"):
             out = unverified(partial, out)
