@@ -140,6 +140,11 @@ ROWS = {
     "export.gguf_check": 9,
     "models.players": 9,
     "start": 9,
+    "adapter_check": 19,
+    "adapter_fits": 7,
+    "adapter_found": 9,
+    "adapter_words": 5,
+    "adapter_look": 10,
     "arguments": 10,
     "evaluation.mt_bench": 10,
     "models.adopt": 10,
@@ -175,10 +180,12 @@ ROWS = {
     "cli_evaluate": 19,
     "cli_lab": 19,
     "cli_chat": 20,
+    "importing": 20,
     "cli_export": 20,
-    "cli": 21,
-    "": 22,  # the package's own front door
-    "__main__": 22,
+    "cli_import": 21,
+    "cli": 22,
+    "": 23,  # the package's own front door
+    "__main__": 23,
 }
 
 

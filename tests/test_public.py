@@ -55,6 +55,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert found.stdout.strip().endswith("False")
     for verb in ("run", "check", "runs", "report", "sample", "judge", "bench", "mt-bench", "merge", "lab", "chat"):
         assert f"\n  {verb} " in found.stdout
+    assert "\n  import " in found.stdout
 
 
 SURFACE = {
@@ -85,6 +86,7 @@ SURFACE = {
         "--runs",
     },
     "compare": {"--axis"},
+    "import": {"--data", "--base", "--name", "--json"},
     "merge": {"--out", "--iteration", "--dtype", "--force", "--runs", "--json"},
     "methods": {"--markdown", "--json"},
     "mt-bench": {"--questions", "--player", "--model-id", "--limit", "--max-new-tokens", "--out", "--runs"},

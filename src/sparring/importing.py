@@ -1,0 +1,153 @@
+"""`sparring import`: an adapter that PEFT, TRL or Unsloth made, looked at, measured and verified as a run of its own.
+
+An import is a run in which nothing trains: its θ_0 is the adapter, and there are no iterations. So whatever takes a run
+takes it too. That the player which is seated here is what the adapter's makers have is not taken on trust: PEFT alone
+loads the adapter on a base of its own, and the log-probs of both are compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparring.adapter_check import Verified, verify
+from sparring.adapter_found import find_adapter, find_their_base, read_about
+from sparring.adapter_look import Look, look
+from sparring.config import Config, ModelConfig
+from sparring.configfile import build_config
+from sparring.data.load import count_prompts
+from sparring.errors import ConfigError, InputError, LawBroken, ModelError
+from sparring.files import write_atomic
+from sparring.job import quiet_libraries, run_folder, run_job
+from sparring.models.base import find_base
+from sparring.run import Event
+
+VERIFIED = "verified.json"
+
+
+def look_at(given: str, base: str | None = None) -> Look:
+    """What there is to see in an adapter; ModelError as `find_adapter` and `look`.
+
+    base  a base's folder, or a hub id in the local cache; None: the one that the adapter names, where it is here
+    """
+    quiet_libraries()
+    folder = find_adapter(given)
+    their = find_their_base(read_about(folder), folder)
+    if base is not None:
+        named = find_their_base({"base_model_name_or_path": base}, folder)
+        if not named.name:
+            raise ModelError(f"--base {base} is {named.why.partition(';')[0]}; with --data, a hub id is downloaded")
+        their = named
+    config = ModelConfig(base=their.name or "laboratory")
+    return look(folder, find_base(config) if their.name else None, config)
+
+
+def import_adapter(
+    given: str,
+    data: str,
+    base: str | None = None,
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+    listeners: Sequence[Callable[[Event], None]] = (),
+    command: str = "",
+) -> tuple[Path, Look, Verified]:
+    """Make a run of an adapter, measure it on held-out rows against its base, and verify it; (run, look, verified).
+
+    data  rows whose answers are measured, in any format that a run reads
+    base  a folder or a hub id (which may be downloaded); None: the one that the adapter names, if it is here
+    Raises InputError for what cannot be used, LawBroken (12) if the player is not PEFT's.
+    """
+    quiet_libraries()
+    folder = find_adapter(given)
+    config = _config(folder, data, base or _their_base(folder), name, overrides)
+    base_folder = find_base(config.model)
+    seen = look(folder, base_folder, config.model)
+    if seen.words is not None and seen.words.refusal:
+        raise ModelError(seen.words.refusal)
+    config = _with_template(config, seen)
+    config = _held_out(config)
+    try:
+        run = run_job(config, listeners, command)
+    except InputError:
+        _forget_template(config)
+        raise
+    found = verify(run, folder)
+    write_atomic(run / VERIFIED, json.dumps(found.facts(), indent=2) + "\n")
+    if not found.skipped and not found.holds:
+        raise LawBroken(
+            f"law 12: the player of {run} is not the adapter as PEFT loads it: on {found.answers} held-out answers the "
+            f"log-probs are {found.rms:.2g} nats per token apart (allowed in {found.dtype}: {found.near:.2g}), the NLL "
+            f"is {found.nll:.6f} against {found.their_nll:.6f} (allowed: {found.tolerance:.2g} apart); do not use it"
+        )
+    return run, seen, found
+
+
+# ---------------------------------------------------------------- the run
+
+
+def _their_base(folder: Path) -> str:
+    their = find_their_base(read_about(folder), folder)
+    if their.name:
+        return their.name
+    said = f"the adapter says its base is {their.said}, " if their.said else ""
+    raise ModelError(f"{said}{their.why}")
+
+
+def _config(folder: Path, data: str, base: str, name: str | None, overrides: Sequence[str]) -> Config:
+    """The run's config: the adapter as θ_0, and nothing that trains."""
+    parent = f"{folder.resolve().parent.name}-" if folder.name.startswith("checkpoint-") else ""
+    tree: dict[str, Any] = {
+        "name": name or f"{parent}{folder.resolve().name}",
+        "start": str(folder),
+        "model": {"base": base},
+        "data": {"train": data},
+        "sft": {"epochs": 0},
+        "selfplay": {"iterations": 0},
+    }
+    config = build_config(tree, overrides)
+    if config.selfplay.iterations or config.compare is not None or config.start != str(folder):
+        raise ConfigError(
+            "an import trains nothing, so selfplay.iterations, compare and start are not for it; to train on, run with "
+            f"start={folder}"
+        )
+    return config
+
+
+def _with_template(config: Config, seen: Look) -> Config:
+    """The config with the adapter's own chat template, kept beside the run, unless another was asked for."""
+    template = None if seen.words is None else seen.words.template
+    if template is None or "template" in config.model.model_fields_set:
+        return config
+    file = _template_file(config)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if run_folder(config).exists() and not file.exists():
+        raise InputError(f"{run_folder(config)} exists; give this import another name with --name")
+    write_atomic(file, template)
+    return config.model_copy(update={"model": config.model.model_copy(update={"template": str(file)})})
+
+
+def _template_file(config: Config) -> Path:
+    """Where an import keeps a chat template: a run folder takes no file before it is claimed."""
+    folder = run_folder(config)
+    return folder.with_name(f"{folder.name}.jinja")
+
+
+def _forget_template(config: Config) -> None:
+    if not run_folder(config).exists():
+        _template_file(config).unlink(missing_ok=True)
+
+
+def _held_out(config: Config) -> Config:
+    """The config with all prompts but one held out, where nothing was said of it.
+
+    A run has a training side: its longest answer limits those that players give. One prompt is left to it rather than
+    put on both sides, for a prompt never is; nothing trains on it.
+    """
+    data = config.data
+    told = {"eval", "eval_split", "eval_size", "test", "test_split", "test_size"} & data.model_fields_set
+    if told or data.train == "laboratory":
+        return config
+    count = max(1, count_prompts(data, config.seed) - 1)
+    return config.model_copy(update={"data": data.model_copy(update={"eval_size": float(count)})})
