@@ -68,11 +68,19 @@ class Verified:
 
     def facts(self) -> dict[str, Any]:
         """For machines, and for the file in the run."""
-        return {
-            "event": "verified", "holds": not self.skipped and self.holds, "skipped": self.skipped,
-            "answers": self.answers, "tokens": self.tokens, "dtype": self.dtype, "nll": self.nll,
-            "peft_nll": self.their_nll, "rms": self.rms, "rms_allowed": self.near, "nll_allowed": self.tolerance,
+        numbers = {
+            "nll": self.nll, "peft_nll": self.their_nll, "rms": self.rms, "rms_allowed": self.near,
+            "nll_allowed": self.tolerance,
         }  # fmt: skip
+        return {
+            "event": "verified",
+            "holds": None if self.skipped else self.holds,
+            "skipped": self.skipped,
+            "answers": self.answers,
+            "tokens": self.tokens,
+            "dtype": self.dtype,
+            **{name: value if math.isfinite(value) else None for name, value in numbers.items()},  # JSON has no NaN
+        }
 
 
 def verify(run: Path, adapter: Path) -> Verified:

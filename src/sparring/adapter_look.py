@@ -199,12 +199,19 @@ def _method(about: dict[str, Any], settings: Settings) -> str:
 
 def _targets(about: dict[str, Any]) -> str:
     found = about.get("target_modules")
-    said = [f"the pattern {found}" if isinstance(found, str) else ", ".join(sorted(found))] if found else []
+    said = [f"the pattern {found}" if isinstance(found, str) else _last_names(found)] if found else []
     if about.get("target_parameters"):
         said.append(f"parameters {', '.join(about['target_parameters'])}")
     if (layers := about.get("layers_to_transform")) is not None:
         said.append(f"in layers {layers}")
     return "; ".join(said)
+
+
+def _last_names(found: Sequence[str]) -> str:
+    """Names of modules; of whole paths, as PEFT writes `all-linear` out, only their last parts, and how many."""
+    last = sorted({name.rpartition(".")[2] for name in found})
+    paths = sum("." in name for name in found)
+    return ", ".join(last) + (f" ({paths} paths)" if paths else "")
 
 
 def _odd(folder: Path, about: dict[str, Any], their: TheirBase) -> list[str]:
@@ -214,7 +221,7 @@ def _odd(folder: Path, about: dict[str, Any], their: TheirBase) -> list[str]:
     if state.exists() or (folder / "optimizer.pt").exists():
         notes.append(f"it is a checkpoint of a Trainer{_progress(state)}; its optimiser is not read")
     elif checkpoints := sorted(folder.glob("checkpoint-*")):
-        notes.append(f"{len(checkpoints)} checkpoints lie below it; what is in the folder itself is taken")
+        notes.append(f"checkpoints lie below it ({len(checkpoints)}); what is in the folder itself is taken")
     if (folder / "config.json").exists():
         notes.append("a config.json lies beside it, of a whole model; the adapter is taken")
     if about.get("inference_mode") is False:

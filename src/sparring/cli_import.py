@@ -66,6 +66,7 @@ def _look(adapter: str, base: str | None, as_json: bool) -> None:
 
 
 def _measured(run: Path, found: Verified) -> None:
+    from sparring.importing import left_out
     from sparring.report.findings import warnings_of
     from sparring.report.records import read_run
     from sparring.report.tables import result_rows
@@ -75,5 +76,7 @@ def _measured(run: Path, found: Verified) -> None:
     print()
     for warning in warnings_of(read_run(run)):
         print(f"warning: {warning}")
+    if said := left_out(run):
+        print(said)
     print(found.text())
     print(f"run: {run}; sparring sample, chat, merge and report take it as any other")

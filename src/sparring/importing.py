@@ -20,6 +20,7 @@ from sparring.configfile import build_config
 from sparring.data.load import count_prompts
 from sparring.errors import ConfigError, InputError, LawBroken, ModelError
 from sparring.files import write_atomic
+from sparring.folder import read_marker
 from sparring.job import quiet_libraries, run_folder, run_job
 from sparring.models.base import find_base
 from sparring.run import Event
@@ -84,6 +85,13 @@ def import_adapter(
     return run, seen, found
 
 
+def left_out(run: Path) -> str:
+    """How many prompts of the data were not measured, in a sentence; empty if all were."""
+    counts = read_marker(run / "data")["facts"]
+    more = counts.get("over eval_limit", 0)
+    return f"{more} more rows were not measured: data.eval_limit={more + counts['eval']} takes them all" if more else ""
+
+
 # ---------------------------------------------------------------- the run
 
 
@@ -97,9 +105,8 @@ def _their_base(folder: Path) -> str:
 
 def _config(folder: Path, data: str, base: str, name: str | None, overrides: Sequence[str]) -> Config:
     """The run's config: the adapter as θ_0, and nothing that trains."""
-    parent = f"{folder.resolve().parent.name}-" if folder.name.startswith("checkpoint-") else ""
     tree: dict[str, Any] = {
-        "name": name or f"{parent}{folder.resolve().name}",
+        "name": name or _name(folder),
         "start": str(folder),
         "model": {"base": base},
         "data": {"train": data},
@@ -115,6 +122,14 @@ def _config(folder: Path, data: str, base: str, name: str | None, overrides: Seq
     return config
 
 
+def _name(folder: Path) -> str:
+    """A run's name for an adapter's folder: what tells it from others."""
+    here = folder.resolve()
+    if here.parent.name == "snapshots":  # in the hub's cache: models--OWNER--NAME/snapshots/COMMIT
+        return here.parents[1].name.rpartition("--")[2]
+    return f"{here.parent.name}-{here.name}" if here.name.startswith("checkpoint-") else here.name
+
+
 def _with_template(config: Config, seen: Look) -> Config:
     """The config with the adapter's own chat template, kept beside the run, unless another was asked for."""
     template = None if seen.words is None else seen.words.template
@@ -122,8 +137,10 @@ def _with_template(config: Config, seen: Look) -> Config:
         return config
     file = _template_file(config)
     file.parent.mkdir(parents=True, exist_ok=True)
-    if run_folder(config).exists() and not file.exists():
-        raise InputError(f"{run_folder(config)} exists; give this import another name with --name")
+    if run_folder(config).exists() and not (file.exists() and file.read_text(encoding="utf-8") == template):
+        raise InputError(
+            f"{run_folder(config)} exists, and was imported with another chat template; give another name with --name"
+        )
     write_atomic(file, template)
     return config.model_copy(update={"model": config.model.model_copy(update={"template": str(file)})})
 
