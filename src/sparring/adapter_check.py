@@ -94,9 +94,7 @@ def verify(run: Path, adapter: Path) -> Verified:
     name = next(key for key, value in DTYPES.items() if value == dtype)
     count = sum(len(answer) for _, answer in rows)
     if quantised == "int8":
-        why = (
-            "in int8 bitsandbytes rounds what a layer is given, too, unless it is called as here; so PEFT alone differs"
-        )
+        why = "on an int8 base PEFT alone gives other numbers: bitsandbytes then rounds what a layer is given, too"
         return Verified(len(rows), count, name, math.nan, math.nan, math.nan, math.nan, math.nan, why)
     opened = open_player(run, "sft")
     tokens = config.optimiser.micro_batch_tokens

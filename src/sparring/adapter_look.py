@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -226,11 +226,25 @@ def _odd(folder: Path, about: dict[str, Any], their: TheirBase) -> list[str]:
         notes.append("a config.json lies beside it, of a whole model; the adapter is taken")
     if about.get("inference_mode") is False:
         notes.append("it was saved as if training went on (inference_mode false), which changes nothing here")
+    if unknown := _unknown(about):
+        notes.append(
+            f"its config has {', '.join(unknown)}, which the PEFT here does not know: it was made by a later one, and "
+            "may be more than is read"
+        )
     if about.get("modules_to_save"):
         notes.append("modules trained whole keep it beside its base: it cannot be merged in place")
     if (plain := sixteen_bits(their.said)) and not their.name:
         notes.append(f"it was trained on a base in 4 bits; {plain} in 16 bits gives slightly other numbers")
     return notes
+
+
+def _unknown(about: dict[str, Any]) -> list[str]:
+    """Settings in force that PEFT drops when it reads the config, because it does not know them."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(about["peft_type"])
+    known = {field.name for field in fields(kind)} if kind is not None else set(about)
+    return sorted(key for key, value in about.items() if value and key not in known)
 
 
 def _progress(state: Path) -> str:

@@ -36,17 +36,18 @@ def import_(
         _look(adapter, base, as_json)
         return
     from sparring import console
-    from sparring.importing import import_adapter
+    from sparring.importing import measure, prepare
 
     speak = console.listener(as_json)
     command = shlex.join(["sparring", *sys.argv[1:]])
+    prepared = prepare(adapter, data, base, name, changes)
+    print(json.dumps(prepared.seen.facts()) if as_json else f"{prepared.seen.text()}\n", flush=True)
     with speak if isinstance(speak, console.Bars) else nullcontext():
-        run, seen, found = import_adapter(adapter, data, base, name, changes, [speak], command)
+        run, found = measure(prepared, [speak], command)
     if as_json:
-        print(json.dumps(seen.facts()))
         print(json.dumps(found.facts() | {"run": str(run)}))
         return
-    print(f"\n{seen.text()}\n")
+    print()
     _measured(run, found)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,36 +46,53 @@ def look_at(given: str, base: str | None = None) -> Look:
     return look(folder, find_base(config) if their.name else None, config)
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An import that can begin: the adapter's folder, the run's config, and what was seen."""
+
+    folder: Path
+    config: Config
+    seen: Look
+
+
 def import_adapter(
-    given: str,
-    data: str,
-    base: str | None = None,
-    name: str | None = None,
-    overrides: Sequence[str] = (),
-    listeners: Sequence[Callable[[Event], None]] = (),
-    command: str = "",
+    given: str, data: str, base: str | None = None, name: str | None = None, overrides: Sequence[str] = ()
 ) -> tuple[Path, Look, Verified]:
-    """Make a run of an adapter, measure it on held-out rows against its base, and verify it; (run, look, verified).
+    """`prepare` and `measure` in one; (run, look, verified)."""
+    prepared = prepare(given, data, base, name, overrides)
+    run, found = measure(prepared)
+    return run, prepared.seen, found
+
+
+def prepare(given: str, data: str, base: str | None, name: str | None, overrides: Sequence[str]) -> Prepared:
+    """Find an adapter and its base, compare them, and say what the run will be; loads no model.
 
     data  rows whose answers are measured, in any format that a run reads
     base  a folder or a hub id (which may be downloaded); None: the one that the adapter names, if it is here
-    Raises InputError for what cannot be used, LawBroken (12) if the player is not PEFT's.
+    Raises InputError for what cannot be used.
     """
     quiet_libraries()
     folder = find_adapter(given)
     config = _config(folder, data, base or _their_base(folder), name, overrides)
-    base_folder = find_base(config.model)
-    seen = look(folder, base_folder, config.model)
+    seen = look(folder, find_base(config.model), config.model)
     if seen.words is not None and seen.words.refusal:
         raise ModelError(seen.words.refusal)
-    config = _with_template(config, seen)
-    config = _held_out(config)
+    return Prepared(folder, _with_template(_held_out(config), seen), seen)
+
+
+def measure(
+    prepared: Prepared, listeners: Sequence[Callable[[Event], None]] = (), command: str = ""
+) -> tuple[Path, Verified]:
+    """Make the run: judge the adapter and its base on the held-out rows, and verify it; (run, verified).
+
+    Raises InputError for what cannot be used, LawBroken (12) if the player is not PEFT's.
+    """
     try:
-        run = run_job(config, listeners, command)
+        run = run_job(prepared.config, listeners, command)
     except InputError:
-        _forget_template(config)
+        _forget_template(prepared.config)
         raise
-    found = verify(run, folder)
+    found = verify(run, prepared.folder)
     write_atomic(run / VERIFIED, json.dumps(found.facts(), indent=2) + "\n")
     if not found.skipped and not found.holds:
         raise LawBroken(
@@ -82,7 +100,7 @@ def import_adapter(
             f"log-probs are {found.rms:.2g} nats per token apart (allowed in {found.dtype}: {found.near:.2g}), the NLL "
             f"is {found.nll:.6f} against {found.their_nll:.6f} (allowed: {found.tolerance:.2g} apart); do not use it"
         )
-    return run, seen, found
+    return run, found
 
 
 def left_out(run: Path) -> str:

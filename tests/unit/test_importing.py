@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,13 +23,15 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from tests.helpers import CHATML, byte_tokenizer, save_base
 from tests.parity.test_architectures import IM, TOKENIZERS
-from transformers import AutoModelForCausalLM
+from tests.unit.test_cli import call, refused
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from sparring import adapter_check
 from sparring.browse import answer, find_run
+from sparring.data.pairs import Prompt, Rows
 from sparring.errors import ConfigError, InputError, LawBroken, ModelError, SparringError
 from sparring.export.merged import merge_run
-from sparring.importing import import_adapter, look_at
+from sparring.importing import import_adapter, left_out, look_at
 
 Made = Callable[..., Path]
 ROWS = [{"prompt": f"{a} and {b}:", "completion": f" {a + b}"} for a in range(3) for b in range(4)]
@@ -389,6 +392,52 @@ def test_every_verb_takes_an_import(made: Made, base: Path, here: Path) -> None:
     assert answer(run, "1 and 2:", "sft", 1, 0, 1.0, 3)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "mistral"])
+def test_on_other_architectures(name: str, here: Path) -> None:
+    folder = save_base(here / "other", name, TOKENIZERS[name]())
+    asked = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", fan_in_fan_out=name == "gpt2")
+    moved(get_peft_model(AutoModelForCausalLM.from_pretrained(folder), asked)).save_pretrained(here / "given")
+    assert imported(here / "given", "chats.jsonl")[2].holds
+
+
+def test_a_run_of_ours_and_its_players(made: Made, here: Path) -> None:
+    run, _, found = imported(made(LoraConfig(**LORA)))
+    assert "is a run, whose players need no import" in said(run)
+    assert "made by    Sparring, PEFT" in look_at(str(run / "sft")).text()
+    _, _, again = imported(run / "sft", name="again")
+    assert (again.holds, again.nll) == (True, found.nll)
+
+
+def test_settings_that_this_peft_does_not_know_are_told_of(made: Made) -> None:
+    given = made(LoraConfig(**LORA))
+    about = json.loads((given / "adapter_config.json").read_text())
+    assert "does not know" not in look_at(str(given)).text()
+    (given / "adapter_config.json").write_text(json.dumps(about | {"use_later": True, "not_in_force": None}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT says so too
+        assert "its config has use_later, which the PEFT here does not know" in look_at(str(given)).text()
+
+
+def test_the_command_line(made: Made, here: Path, capsys: Any) -> None:
+    given = str(made(LoraConfig(**LORA)))
+    assert call("import", given) == 0
+    assert f"to measure and verify it: sparring import {given} --data FILE" in capsys.readouterr().out
+    assert not (here / "runs").exists()
+    assert call("import", given, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["method"]["r"] == 3
+    assert call("import", given, "--data", "rows.jsonl", *FAST) == 0
+    out = capsys.readouterr().out
+    assert out.index("adapter    ") < out.index("θ_0 (start)")
+    assert "verified: on 11 held-out answers (33 tokens, fp32)" in out
+    assert call("import", given, "--data", "rows.jsonl", *FAST, "--name", "j", "--json") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[0]["event"] == "adapter"
+    assert events[-1] | {"holds": True, "run": "runs/j"} == events[-1]
+    assert call("import", given, "threads=1") == 2
+    assert "give --data FILE" in capsys.readouterr().err
+    assert "nowhere does not exist" in refused(capsys, "import", "./nowhere")
+
+
 def test_an_import_trains_nothing(made: Made, here: Path) -> None:
     given = made(LoraConfig(**LORA))
     for change in ("selfplay.iterations=1", "start=x", "compare.seeds=[0]"):
@@ -415,8 +464,79 @@ def test_in_16_bits_the_kernels_own_noise_is_allowed_for(made: Made) -> None:
     assert "bf16" in found.text()
 
 
+def test_a_base_in_the_hubs_cache(made: Made, base: Path, here: Path, monkeypatch: Any) -> None:
+    from huggingface_hub import constants
+
+    from sparring.report.findings import warnings_of
+    from sparring.report.records import read_run
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(here / "hub"))
+    for name, source in (("models--owner--tiny", base), ("models--owner--mine", made(LoraConfig(**LORA)))):
+        shutil.copytree(source, here / "hub" / name / "snapshots" / "c0ffee")
+        (here / "hub" / name / "refs").mkdir()
+        (here / "hub" / name / "refs" / "main").write_text("c0ffee")
+    adapter = here / "hub" / "models--owner--mine" / "snapshots" / "c0ffee"
+    about = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(about | {"base_model_name_or_path": "owner/tiny"}))
+    assert "base       owner/tiny: in the hub's cache here" in look_at("owner/mine").text()
+    run, _, found = import_adapter("owner/mine", "rows.jsonl", overrides=FAST)
+    assert run.name == "mine"
+    assert found.holds
+    assert not any("it was trained on" in text for text in warnings_of(read_run(run)))
+
+
+def test_answers_may_be_as_long_as_any_real_one(made: Made, here: Path) -> None:
+    """One prompt is left to the training side, whose longest answer limits others only where something trains."""
+    long = {"prompt": "3 and 3:", "completion": " one two three four five six seven eight nine ten"}
+    (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, long]))
+    run, _, found = imported(made(LoraConfig(**LORA)), overrides=["generation.max_new_tokens=null"])
+    sides = [Rows([run / "data" / f"{side}.arrow"], Prompt).lengths("real_ids") for side in ("train", "eval")]
+    assert (len(sides[0]), len(sides[1])) == (1, found.answers)
+    answers = (run / "sft-scores" / "answers.jsonl").read_text().splitlines()
+    given = [len(json.loads(line)["ids"][0]) for line in answers]
+    assert max(sides[0]) < max(given) <= max(sides[1])
+
+
+def test_rows_beyond_the_limit_are_told_of(made: Made, here: Path) -> None:
+    given = made(LoraConfig(**LORA))
+    run, _, _ = imported(given, overrides=["data.eval_limit=5"])
+    assert left_out(run) == "6 more rows were not measured: data.eval_limit=11 takes them all"
+    assert left_out(imported(given, name="all")[0]) == ""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["SFT", "DPO"])
+def test_what_trl_writes(kind: str, here: Path) -> None:
+    """Trained by TRL on the laboratory's base: the folder and its checkpoint, as its Trainer leaves them."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    from sparring.laboratory import base_folder
+
+    rows = [{"prompt": f"{a}+{b}+1=", "completion": f"{a}+{b}={(a + b) % 10}"} for a in range(4) for b in range(4)]
+    if kind == "DPO":
+        rows = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "1"} for r in rows]
+    config, trainer = getattr(trl, f"{kind}Config"), getattr(trl, f"{kind}Trainer")
+    common = {"max_steps": 3, "save_steps": 3, "learning_rate": 1e-2, "max_length": 64, "use_cpu": True, "bf16": False}
+    told = config(output_dir=str(here / "out"), report_to="none", disable_tqdm=True, logging_steps=3, **common)
+    asked = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", use_rslora=kind == "DPO")
+    made = trainer(str(base_folder()), args=told, train_dataset=Dataset.from_list(rows), peft_config=asked)
+    made.train()
+    made.save_model()
+    text = look_at(str(here / "out")).text()
+    assert f"made by    TRL {trl.__version__} ({kind}), PEFT" in text
+    assert f"method     {'rslora' if kind == 'DPO' else 'lora'}, rank 4, alpha 8" in text
+    assert "tokenizer  beside it: the same tokens as the base's" in text
+    assert "checkpoints lie below it (1)" in text
+    assert "at step 3 of 3" in look_at(str(here / "out" / "checkpoint-3")).text()
+    run, _, found = import_adapter(str(here / "out" / "checkpoint-3"), "laboratory", overrides=FAST)
+    assert run.name == "out-checkpoint-3"
+    assert found.holds
+    assert found.rms < 1e-5
+
+
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="quantised bases need bitsandbytes, which is not here")
-def test_on_a_quantised_base(made: Made) -> None:
+def test_on_a_quantised_base(made: Made, base: Path, here: Path) -> None:
     given = made(LoraConfig(**LORA))
     _, _, found = imported(given, name="four", overrides=["model.quantise=nf4"])
     assert found.holds
@@ -424,3 +544,11 @@ def test_on_a_quantised_base(made: Made) -> None:
     _, _, found = imported(given, name="eight", overrides=["model.quantise=int8"])
     assert found.text().startswith("not verified: on an int8 base PEFT alone gives other numbers")
     assert found.facts()["nll"] is None
+    # a base that comes in 4 bits
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    AutoModelForCausalLM.from_pretrained(base, quantization_config=four).save_pretrained(here / "four")
+    TOKENIZERS["qwen2"]().save_pretrained(here / "four")
+    seen = look_at(str(given), base=str(here / "four"))
+    assert "the base comes quantised (nf4)" in seen.text()
+    _, _, found = imported(given, name="stored", base=str(here / "four"))
+    assert found.holds
