@@ -67,7 +67,7 @@ def _look(adapter: str, base: str | None, as_json: bool) -> None:
 
 
 def _measured(run: Path, found: Verified) -> None:
-    from sparring.importing import left_out
+    from sparring.importing import against_base, left_out
     from sparring.report.findings import warnings_of
     from sparring.report.records import read_run
     from sparring.report.tables import result_rows
@@ -77,6 +77,7 @@ def _measured(run: Path, found: Verified) -> None:
     print()
     for warning in warnings_of(read_run(run)):
         print(f"warning: {warning}")
+    print(against_base(run))
     if said := left_out(run):
         print(said)
     print(found.text())

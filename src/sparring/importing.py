@@ -24,6 +24,8 @@ from sparring.files import write_atomic
 from sparring.folder import read_marker
 from sparring.job import quiet_libraries, run_folder, run_job
 from sparring.models.base import find_base
+from sparring.report.records import difference, number, read_run
+from sparring.report.tables import fixed, interval
 from sparring.run import Event
 
 VERIFIED = "verified.json"
@@ -101,6 +103,23 @@ def measure(
             f"is {found.nll:.6f} against {found.their_nll:.6f} (allowed: {found.tolerance:.2g} apart); do not use it"
         )
     return run, found
+
+
+def against_base(run: Path) -> str:
+    """What the adapter does to its base's likelihood of the held-out answers, in a sentence."""
+    read = read_run(run)
+    mine, theirs = (number(read.scores[name], "nll") for name in ("sft", "base"))
+    if mine is None or theirs is None:
+        return "no NLL was measured, so the adapter is not compared with its base"
+    said = f"the adapter against its base: NLL {fixed(mine)} against {fixed(theirs)} per token"
+    found = difference(read.scores["base"])
+    if found is None:
+        return f"{said}; too few rows for an interval"
+    mean, low, high = -found[0], -found[2], -found[1]
+    said += f", difference {fixed(mean, sign=True)} {interval(low, high, sign=True)}, 95 % over the prompts: "
+    if low <= 0 <= high:
+        return f"{said}no difference is seen on these rows; are they what it was trained for?"
+    return said + ("better on these rows" if high < 0 else "worse on these rows; are they what it was trained for?")
 
 
 def left_out(run: Path) -> str:
