@@ -105,6 +105,8 @@ def _download(said: str) -> str:
     if not HUB_ID.fullmatch(said):
         return ""
     plain = sixteen_bits(said)
+    if plain and _snapshot(plain, None) is not None:
+        return f"; {plain}, the same in 16 bits, is in the hub's cache here: --base {plain}"
     return f", or --base {plain or said} to have it downloaded" + (" (the same base in 16 bits)" if plain else "")
 
 

@@ -19,8 +19,8 @@ from sparring.adapter_words import Words, compare_words
 from sparring.config import ModelConfig
 from sparring.errors import ModelError
 from sparring.methods import Settings
+from sparring.models.adapters import CONFIG, settings_of
 from sparring.models.adapters import WEIGHTS as ADAPTER
-from sparring.models.adapters import settings_of
 from sparring.models.base import read_config
 from sparring.models.player import ABOUT
 from sparring.models.quantised import stored_as
@@ -95,7 +95,7 @@ def look(folder: Path, base_folder: Path | None, config: ModelConfig) -> Look:
     settings = settings_of(folder)
     tensors = read_shapes(folder)
     their = find_their_base(about, folder)
-    words, notes = None, [*_odd(folder, about, their), *tensors.odd]
+    words, notes = None, [*_odd(folder, about), *tensors.odd]
     if base_folder is not None:
         loaded = read_config(base_folder, config)
         if said := misfit(folder, about, tensors.shapes, loaded, config):
@@ -107,7 +107,10 @@ def look(folder: Path, base_folder: Path | None, config: ModelConfig) -> Look:
         notes += [*_quantised(stored_as(loaded), their), *words.notes]
     else:
         notes += _unpaired(tensors.shapes)
-    lines = _lines(folder, about, settings, tensors, their, words)
+        if plain := sixteen_bits(their.said):
+            notes.append(f"it was trained on a base in 4 bits; {plain} in 16 bits gives slightly other numbers")
+    where = their.why if base_folder is None or config.base == their.name else f"compared with {config.base}"
+    lines = _lines(folder, about, settings, tensors, f"{their.said or 'not said'}: {where}", words)
     return Look(folder, settings, their, tensors, words, tuple(lines), tuple(notes))
 
 
@@ -146,7 +149,7 @@ def read_shapes(folder: Path) -> Tensors:
 
 
 def _lines(
-    folder: Path, about: dict[str, Any], settings: Settings, tensors: Tensors, their: TheirBase, words: Words | None
+    folder: Path, about: dict[str, Any], settings: Settings, tensors: Tensors, base: str, words: Words | None
 ) -> list[tuple[str, str]]:
     count = f"{len(tensors.shapes)} tensors, {tensors.numbers:,} numbers in {' and '.join(tensors.types)}"
     lines = [
@@ -156,7 +159,7 @@ def _lines(
     ]
     if targets := _targets(about):
         lines.append(("targets", targets))
-    lines.append(("base", f"{their.said or 'not said'}: {their.why}" if their.said else their.why))
+    lines.append(("base", base))
     if words is not None:
         lines.append(("tokenizer", words.said))
     elif any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
@@ -214,7 +217,7 @@ def _last_names(found: Sequence[str]) -> str:
     return ", ".join(last) + (f" ({paths} paths)" if paths else "")
 
 
-def _odd(folder: Path, about: dict[str, Any], their: TheirBase) -> list[str]:
+def _odd(folder: Path, about: dict[str, Any]) -> list[str]:
     """What the folder holds beside an adapter, and settings that surprise."""
     notes = []
     state = folder / "trainer_state.json"
@@ -222,6 +225,10 @@ def _odd(folder: Path, about: dict[str, Any], their: TheirBase) -> list[str]:
         notes.append(f"it is a checkpoint of a Trainer{_progress(state)}; its optimiser is not read")
     elif checkpoints := sorted(folder.glob("checkpoint-*")):
         notes.append(f"checkpoints lie below it ({len(checkpoints)}); what is in the folder itself is taken")
+    if others := sorted(
+        path.parent.name for path in folder.glob(f"*/{CONFIG}") if not path.parent.name.startswith("checkpoint-")
+    ):
+        notes.append(f"other adapters lie below it ({', '.join(others)}); what is in the folder itself is taken")
     if (folder / "config.json").exists():
         notes.append("a config.json lies beside it, of a whole model; the adapter is taken")
     if about.get("inference_mode") is False:
@@ -233,8 +240,6 @@ def _odd(folder: Path, about: dict[str, Any], their: TheirBase) -> list[str]:
         )
     if about.get("modules_to_save"):
         notes.append("modules trained whole keep it beside its base: it cannot be merged in place")
-    if (plain := sixteen_bits(their.said)) and not their.name:
-        notes.append(f"it was trained on a base in 4 bits; {plain} in 16 bits gives slightly other numbers")
     return notes
 
 

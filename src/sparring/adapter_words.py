@@ -41,7 +41,8 @@ def compare_words(folder: Path, base_folder: Path, config: ModelConfig) -> Words
     theirs = _load(folder, config)
     if theirs is None or mine is None:
         whose, where = ("adapter's", folder) if theirs is None else ("base's", base_folder)
-        return Words(f"the {whose} in {where} cannot be read; the base's is used, unseen")
+        other = template if template != _template(mine) else None
+        return Words(f"the {whose} in {where} cannot be read; the base's is used, not compared", other)
     refusal = _refusal(folder, theirs, mine)
     notes = _notes(theirs, mine)
     said = "beside it: the same tokens as the base's" if not refusal else "beside it: other tokens than the base's"

@@ -92,6 +92,8 @@ def test_several_in_one_folder(made: Made, base: Path, here: Path) -> None:
     model.add_adapter("two", LoraConfig(**LORA))
     model.save_pretrained(here / "both")
     assert "several adapters in folders of their own (one, two); give one" in said(here / "both")
+    shutil.copytree(here / "both" / "two", here / "both", dirs_exist_ok=True)
+    assert "other adapters lie below it (one, two)" in look_at(str(here / "both")).text()
     assert "every B matrix is 0" in look_at(str(here / "both" / "one")).text()
 
 

@@ -264,6 +264,10 @@ def test_a_base_in_the_hubs_cache(made: Made, base: Path, here: Path, monkeypatc
     about = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(about | {"base_model_name_or_path": "owner/tiny"}))
     assert "base       owner/tiny: in the hub's cache here" in look_at("owner/mine").text()
+    four = made(LoraConfig(**LORA), "four")
+    (four / "adapter_config.json").write_text(json.dumps(about | {"base_model_name_or_path": "owner/tiny-bnb-4bit"}))
+    assert "owner/tiny, the same in 16 bits, is in the hub's cache here: --base owner/tiny" in look_at(str(four)).text()
+    assert "owner/tiny-bnb-4bit: compared with" in look_at(str(four), base="owner/tiny").text()
     run, _, found = import_adapter("owner/mine", "rows.jsonl", overrides=FAST)
     assert run.name == "mine"
     assert found.holds
