@@ -68,6 +68,7 @@ def test_help_loads_nothing_heavy() -> None:
         "chat",
     ):
         assert f"\n  {verb} " in found.stdout
+    assert "\n  import " in found.stdout
 
 
 SURFACE = {
@@ -98,6 +99,7 @@ SURFACE = {
         "--runs",
     },
     "compare": {"--axis"},
+    "import": {"--data", "--base", "--name", "--json"},
     "merge": {"--out", "--iteration", "--dtype", "--force", "--runs", "--json"},
     "export": {
         "--to",

@@ -20,6 +20,7 @@ import typer
 from sparring.cli_chat import app as chat
 from sparring.cli_evaluate import app as evaluate
 from sparring.cli_export import app as export
+from sparring.cli_import import app as import_
 from sparring.cli_lab import lab
 from sparring.errors import SparringError
 
@@ -39,6 +40,7 @@ app.add_typer(lab, name="lab")
 app.add_typer(chat)
 app.add_typer(evaluate)  # sample, judge, bench, mt-bench
 app.add_typer(export)  # merge
+app.add_typer(import_)
 
 ConfigArgument = Annotated[
     str | None,

@@ -88,6 +88,13 @@ def load(config: DataConfig, seed: int) -> Loaded:
     return Loaded(train, used, dict(counts), description, _fingerprint(train, used, test), test)
 
 
+def count_prompts(config: DataConfig, seed: int) -> int:
+    """How many distinct prompts `data.train` holds."""
+    counts: Counter[str] = Counter()
+    found, _ = _conversations(config, config.train, ("split", config.split, "train"), seed=seed, counts=counts)
+    return len({_prompt(one) for one in found})
+
+
 def _without(
     train: list[Conversation], held: list[Conversation], about: str, held_about: str, counts: Counter[str]
 ) -> list[Conversation]:

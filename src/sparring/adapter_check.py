@@ -1,0 +1,147 @@
+"""An imported adapter against PEFT: the seated player must give the log-probs that PEFT alone gives (law 12).
+
+Shapes: N tokens of all answers, A of one, L of a whole sequence, V the vocabulary.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparring.adapter_found import read_about
+from sparring.browse import open_player, read_settings
+from sparring.config import Config, ModelConfig
+from sparring.data.pairs import Prompt, Rows
+from sparring.export.merged import TOLERANCE
+from sparring.models.base import DTYPES, choose_device, find_base, read_config
+from sparring.models.layout import NEAR
+from sparring.models.quantised import loading, quantisation
+from sparring.models.scoring import score_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The seated player against PEFT's own, on the held-out answers; nats per token.
+
+    rms, off          root mean square of Δ log p, and the difference in NLL
+    near, tolerance   what is allowed for each
+    skipped           why nothing was compared; else empty
+    """
+
+    answers: int
+    tokens: int
+    dtype: str
+    nll: float
+    their_nll: float
+    rms: float
+    near: float
+    tolerance: float
+    skipped: str = ""
+
+    @property
+    def off(self) -> float:
+        """How far the NLL per token is from PEFT's."""
+        return self.nll - self.their_nll
+
+    @property
+    def holds(self) -> bool:
+        """Whether both are within what is allowed; NaN is not."""
+        return self.rms <= self.near and abs(self.off) <= self.tolerance
+
+    def text(self) -> str:
+        """What came of it, in a sentence."""
+        if self.skipped:
+            return f"not verified: {self.skipped}"
+        return (
+            f"verified: on {self.answers} held-out answers ({self.tokens} tokens, {self.dtype}) the player gives the "
+            f"log-probs that PEFT alone gives, but for {self.rms:.2g} nats per token (root mean square; allowed: "
+            f"{self.near:.2g}); NLL {self.nll:.6f} against {self.their_nll:.6f} ({self.off:+.2g}; allowed: "
+            f"{self.tolerance:.2g})"
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """For machines, and for the file in the run."""
+        numbers = {
+            "nll": self.nll, "peft_nll": self.their_nll, "rms": self.rms, "rms_allowed": self.near,
+            "nll_allowed": self.tolerance,
+        }  # fmt: skip
+        return {
+            "event": "verified",
+            "holds": None if self.skipped else self.holds,
+            "skipped": self.skipped,
+            "answers": self.answers,
+            "tokens": self.tokens,
+            "dtype": self.dtype,
+            **{name: value if math.isfinite(value) else None for name, value in numbers.items()},  # JSON has no NaN
+        }
+
+
+def verify(run: Path, adapter: Path) -> Verified:
+    """Compare the run's θ_0, as it is seated here, with the adapter as PEFT alone loads it, on the held-out answers."""
+    config = Config.model_validate(read_settings(run))
+    prompts: Sequence[Prompt] = Rows([run / "data" / "eval.arrow"], Prompt)[:]
+    rows = [(prompt.prompt_ids, prompt.real_ids) for prompt in prompts]
+    base_folder = find_base(config.model)
+    quantised = quantisation(read_config(base_folder, config.model), config.model)
+    _, dtype = choose_device(config.model)
+    name = next(key for key, value in DTYPES.items() if value == dtype)
+    count = sum(len(answer) for _, answer in rows)
+    if quantised == "int8":
+        why = "on an int8 base PEFT alone gives other numbers: bitsandbytes then rounds what a layer is given, too"
+        return Verified(len(rows), count, name, math.nan, math.nan, math.nan, math.nan, math.nan, why)
+    opened = open_player(run, "sft")
+    tokens = config.optimiser.micro_batch_tokens
+    mine_N = torch.cat(score_tokens(opened.ring.seat(opened.player), opened.ring.base, rows, tokens)).double()
+    del opened  # one base in memory at a time
+    gc.collect()
+    model = bare(adapter, base_folder, config.model, quantised)
+    theirs_N = bare_logprobs(model, rows)
+    noise, shift = 0.0, 0.0
+    if dtype != torch.float32:  # how far PEFT alone is from itself with another attention kernel
+        model.get_base_model().set_attn_implementation("eager")
+        other_N = bare_logprobs(model, rows) - theirs_N
+        noise, shift = float(other_N.square().mean().sqrt()), abs(float(other_N.mean()))
+    gap_N = mine_N - theirs_N
+    return Verified(
+        len(rows), count, name, -float(mine_N.mean()), -float(theirs_N.mean()), float(gap_N.square().mean().sqrt()),
+        NEAR[dtype] + 2 * noise, TOLERANCE[name] + 2 * shift,
+    )  # fmt: skip
+
+
+def bare(adapter: Path, base_folder: Path, config: ModelConfig, quantised: str = "") -> Any:
+    """The adapter on its base as PEFT's and transformers' own documents load it, and by nothing of ours."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    if read_about(adapter)["peft_type"] in ("HOULSBY", "PFEIFFER"):
+        import sparring.models.bottleneck  # noqa: F401  PEFT does not know these types by itself
+    device, dtype = choose_device(config)
+    placed: dict[str, Any] = {}
+    if quantised:
+        placed = loading(config, device, dtype) if config.quantise != "none" else {"device_map": {"": device}}
+    base = AutoModelForCausalLM.from_pretrained(
+        base_folder, dtype=dtype, trust_remote_code=config.trust_remote_code, use_safetensors=True, **placed
+    )
+    model = PeftModel.from_pretrained(base if quantised else base.to(device), str(adapter))
+    return model.eval()
+
+
+@torch.no_grad()
+def bare_logprobs(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+    """log p of every answer token, row by row, each by one forward pass of the whole sequence; fp64 [N] on the CPU."""
+    found = []
+    for prompt, answer in rows:
+        ids = torch.tensor([prompt + answer], device=model.device)
+        logits_LV = model(input_ids=ids).logits[0]
+        first = len(logits_LV) - len(answer) - 1  # virtual tokens may stand before the prompt
+        logits_AV = logits_LV[first:-1].float()
+        target_A = torch.tensor(answer, device=logits_AV.device)
+        found.append(logits_AV.log_softmax(-1).gather(-1, target_A.unsqueeze(-1)).squeeze(-1).double().cpu())
+    return torch.cat(found)
