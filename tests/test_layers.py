@@ -65,6 +65,7 @@ ROWS = {
     "models.virtual": 1,
     "report.lab_plots": 1,
     "report.records": 1,
+    "serve_guard": 1,
     "costs": 2,
     "data.pairs": 2,
     "evaluation.harness": 2,
@@ -174,11 +175,15 @@ ROWS = {
     "chat_terminal": 19,
     "cli_evaluate": 19,
     "cli_lab": 19,
+    "serve_models": 19,
     "cli_chat": 20,
     "cli_export": 20,
-    "cli": 21,
-    "": 22,  # the package's own front door
-    "__main__": 22,
+    "serve_engines": 20,
+    "serve": 21,
+    "cli_serve": 22,
+    "cli": 23,
+    "": 24,  # the package's own front door
+    "__main__": 24,
 }
 
 

@@ -53,7 +53,20 @@ def test_help_loads_nothing_heavy() -> None:
         env={**os.environ, "COLUMNS": "100"},
     )
     assert found.stdout.strip().endswith("False")
-    for verb in ("run", "check", "runs", "report", "sample", "judge", "bench", "mt-bench", "merge", "lab", "chat"):
+    for verb in (
+        "run",
+        "check",
+        "runs",
+        "report",
+        "sample",
+        "judge",
+        "bench",
+        "mt-bench",
+        "merge",
+        "lab",
+        "chat",
+        "serve",
+    ):
         assert f"\n  {verb} " in found.stdout
 
 
@@ -88,6 +101,7 @@ SURFACE = {
     "merge": {"--out", "--iteration", "--dtype", "--force", "--runs", "--json"},
     "methods": {"--markdown", "--json"},
     "mt-bench": {"--questions", "--player", "--model-id", "--limit", "--max-new-tokens", "--out", "--runs"},
+    "serve": {"--engine", "--player", "--host", "--port", "--api-key", "--show", "--runs"},
     "sample": {"--player", "--count", "--seed", "--temperature", "--max-new-tokens", "--runs"},
 }
 

@@ -21,6 +21,7 @@ from sparring.cli_chat import app as chat
 from sparring.cli_evaluate import app as evaluate
 from sparring.cli_export import app as export
 from sparring.cli_lab import lab
+from sparring.cli_serve import app as serve
 from sparring.errors import SparringError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ app.add_typer(lab, name="lab")
 app.add_typer(chat)
 app.add_typer(evaluate)  # sample, judge, bench, mt-bench
 app.add_typer(export)  # merge
+app.add_typer(serve)
 
 ConfigArgument = Annotated[
     str | None,
