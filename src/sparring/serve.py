@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from sparring.errors import InputError, SparringError
 from sparring.serve_engines import Command, Engine, choose
-from sparring.serve_guard import KEY
+from sparring.serve_guard import HELD, KEY
 from sparring.serve_models import Shelf, needed, open_shelf, size
 
 Told = Callable[[str], None]
@@ -140,7 +140,7 @@ def serve(made: Plan, started: Command, told: Told) -> None:
         env |= {} if value is None else {name: value}
     for name in (KEY, made.engine.key):
         env.pop(name, None)
-    env |= {made.engine.key: made.wishes.key} if made.wishes.key else {}
+    env |= {HELD: "1"} | ({made.engine.key: made.wishes.key} if made.wishes.key else {})
     with _signals(), _child(started.words, env) as child:
         while not _answers(made.wishes):
             if child.poll() is not None:
@@ -156,7 +156,7 @@ def serve(made: Plan, started: Command, told: Told) -> None:
 def _child(words: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a group of its own, so that Ctrl-C is for this one, which ends it and all that it started."""
     try:
-        child = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, process_group=0)
+        child = subprocess.Popen(words, env=env, stdin=subprocess.PIPE, process_group=0)
     except OSError as error:
         raise InputError(f"{words[0]} cannot be started ({error.strerror}); install it again") from None
     try:

@@ -9,10 +9,14 @@ sentence of JSON, and the server lives on.
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import json
 import os
+import re
 import runpy
+import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any, final
@@ -27,6 +31,7 @@ Send = Callable[[Event], Awaitable[None]]
 App = Callable[[Event, Receive, Send], Awaitable[None]]
 
 KEY = "SPARRING_API_KEY"
+HELD = "SPARRING_HELD"  # set: end when standard input does
 MOST_BYTES = 2**24  # of a question
 ASKS = ("/v1/completions", "/v1/chat/completions")
 TELLS = ("/v1/models", "/health")
@@ -62,6 +67,8 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
+        headers = [pair for pair in scope["headers"] if pair[0] != b"origin"]  # pages of others read no answers
+        scope = {**scope, "headers": headers}
         try:
             self._enters(scope)
             if scope["method"] == "POST":
@@ -72,13 +79,18 @@ class Guard:
             await _answer(send, wrong)
 
     def _enters(self, scope: Event) -> None:
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if self.key is not None and not hmac.compare_digest(given, f"Bearer {self.key}".encode()):
+        headers = dict(scope["headers"])
+        if self.key is None:
+            _local(headers.get(b"host", b"").decode(errors="replace"))
+        elif not hmac.compare_digest(headers.get(b"authorization", b""), f"Bearer {self.key}".encode()):
             raise Wrong(401, "the API key is missing or wrong", "invalid_api_key")
         known = {"GET": TELLS, "HEAD": TELLS, "POST": ASKS}.get(scope["method"], ())
         if scope["path"] not in known:
             there = ", ".join([*(f"GET {path}" for path in TELLS), *(f"POST {path}" for path in ASKS)])
             raise Wrong(404, f"{scope['method']} {scope['path']} is not served; there are {there}", "not_found")
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if scope["method"] == "POST" and kind != b"application/json":  # what a page of others may send unasked is not
+            raise Wrong(415, "a question needs the header Content-Type: application/json", "bad_json")
 
     def _question(self, body: bytes) -> bytes:
         """The question with what it does not say; Wrong if it is none, or asks for a model that is not served."""
@@ -139,6 +151,17 @@ def _detail(body: bytes) -> str:
     return said if isinstance(said, str) else json.dumps(said)
 
 
+def _local(host: str) -> None:
+    """Refuse a name that is not this machine's own: a web page may give its name this machine's address."""
+    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    if name.lower() != "localhost":
+        try:
+            ipaddress.ip_address(name.strip("[]"))
+        except ValueError:
+            said = f"without a key this is served to this machine only, as localhost or 127.0.0.1, not as {name!r}"
+            raise Wrong(403, said, "bad_host") from None
+
+
 async def _whole(receive: Receive) -> bytes:
     parts, size, more = list[bytes](), 0, True
     while more:
@@ -154,9 +177,8 @@ async def _whole(receive: Receive) -> bytes:
 
 def _again(scope: Event, receive: Receive, body: bytes) -> tuple[Event, Receive]:
     """The same request with another body; after it, what the client does next is heard as before."""
-    dropped = (b"content-length", b"transfer-encoding", b"content-type")
-    headers = [pair for pair in scope["headers"] if pair[0] not in dropped]
-    headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [pair for pair in scope["headers"] if pair[0] not in (b"content-length", b"transfer-encoding")]
+    headers.append((b"content-length", str(len(body)).encode()))
     first: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Event:
@@ -233,11 +255,20 @@ SERVERS = {
 }
 
 
+def _end_with_parent() -> None:
+    """A parent that is killed closes its end of standard input, and says nothing else."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main() -> None:
     """FACTS.json, the server's module, its arguments."""
     facts, which = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), sys.argv[2]
     module, before = SERVERS[which]
     key = os.environ.pop(KEY, None) or None
+    if os.environ.pop(HELD, None):
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.argv = [which, *sys.argv[3:]]
     before(facts, lambda app: Guard(app, facts["models"], facts["defaults"], key))
     runpy.run_module(module, run_name="__main__", alter_sys=True)

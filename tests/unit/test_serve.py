@@ -35,6 +35,10 @@ MAIN = "from sparring.cli import main; main()"
 NO_SERVER = "fastapi, uvicorn or openai is not installed (the extra `serve`)"
 
 
+def question(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base, and runs on it: `talk` of chats, `text` of plain text, `prefix` of a method of its own."""
@@ -42,7 +46,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = byte_tokenizer(template=CHATML, special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
     save_base(place / "base", "llama", tokenizer)
     chats = [
-        {"messages": [{"role": "user", "content": f"{a} and {b}"}, {"role": "assistant", "content": f"the sum is {a + b}"}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"{a} and {b}"},
+                {"role": "assistant", "content": f"the sum is {a + b}"},
+            ]
+        }
         for a in range(4)
         for b in range(6)
     ]
@@ -241,12 +250,19 @@ def test_players_are_merged_once_and_keep_their_name_only_while_they_are_the_sam
 
 
 def asked(
-    app: Any, body: bytes = b'{"model": "0"}', path: str = "/v1/completions", method: str = "POST", key: bytes = b""
+    app: Any,
+    body: bytes = b'{"model": "0"}',
+    path: str = "/v1/completions",
+    method: str = "POST",
+    key: bytes = b"",
+    **headers: bytes,
 ) -> tuple[int, Any]:
     """(status, what is answered) of a guard before an application."""
     sent: list[Event] = []
     guard = Guard(app, ["base", "0"], {"top_k": 0}, "hidden" if key else None)
-    scope = {"type": "http", "method": method, "path": path, "headers": [(b"authorization", b"Bearer " + key)]}
+    given = {"host": b"localhost:8000", "content_type": b"application/json", "authorization": b"Bearer " + key}
+    pairs = [(name.replace("_", "-").encode(), value) for name, value in {**given, **headers}.items()]
+    scope = {"type": "http", "method": method, "path": path, "headers": pairs}
 
     async def receive() -> Event:
         return {"type": "http.request", "body": body}
@@ -303,6 +319,23 @@ def test_the_guard_asks_for_the_key() -> None:
         assert status == 401
         assert "hidden" not in json.dumps(told)
     assert asked(replying(200, b""), path="/v1/models", method="GET", key=b"no")[0] == 401
+
+
+def test_the_guard_keeps_web_pages_out() -> None:
+    """A page of others may send plain text unasked, or have its own name lead to this machine; it reads no answer."""
+
+    async def told(scope: Event, receive: Any, send: Any) -> None:
+        await replying(200, json.dumps([name.decode() for name, _ in scope["headers"]]).encode())(scope, receive, send)
+
+    assert "origin" not in asked(told, origin=b"https://example.org")[1]
+    assert asked(told, content_type=b"text/plain")[0] == 415
+    assert asked(told, content_type=b"application/json; charset=utf-8")[0] == 200
+    assert asked(told, host=b"example.org")[0] == 403
+    assert asked(told, host=b"example.org:8000")[0] == 403
+    assert asked(told, host=b"")[0] == 403
+    for host in (b"127.0.0.1", b"127.0.0.1:8000", b"[::1]:8000", b"[::1]", b"LOCALHOST"):
+        assert asked(told, host=host)[0] == 200
+    assert asked(told, host=b"example.org", key=b"hidden")[0] == 200
 
 
 def test_the_guard_serves_nothing_else() -> None:
@@ -372,7 +405,7 @@ def endpoint(place: Path) -> Iterator[Endpoint]:
     end(found)
 
 
-QUESTION = [{"role": "user", "content": "1 and 2"}]
+QUESTION = [question("1 and 2")]
 
 
 def test_the_models_are_listed(endpoint: Endpoint) -> None:
@@ -429,7 +462,7 @@ def test_what_cannot_be_answered_is_an_error_and_the_server_lives_on(endpoint: E
     refused(openai.UnprocessableEntityError, "Unexpected fields", extra_body={"zork": 1})
     chat = client.chat.completions
     with pytest.raises(openai.BadRequestError, match=r"the prompt has \d+ tokens"):
-        chat.create(model="0", messages=[{"role": "user", "content": "1 and " * 2000}], stream=stream)
+        chat.create(model="0", messages=[question("1 and " * 2000)], stream=stream)
     with pytest.raises(openai.BadRequestError, match="cannot be answered"):
         chat.create(model="0", messages=[{"content": "no role"}], stream=stream)
     assert client.completions.create(model="0", prompt="a", max_tokens=3).choices[0].text is not None
@@ -437,19 +470,20 @@ def test_what_cannot_be_answered_is_an_error_and_the_server_lives_on(endpoint: E
 
 def test_bad_json_is_an_error(endpoint: Endpoint) -> None:
     url = f"http://127.0.0.1:{endpoint.port}/v1/completions"
-    with pytest.raises(urllib.error.HTTPError) as caught, urllib.request.urlopen(url, b'{"model": "0", '):
+    asked = urllib.request.Request(url, b'{"model": "0", ', {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as caught, urllib.request.urlopen(asked):
         pass
     with caught.value as error:
         assert error.code == 400
         assert "not JSON" in json.loads(error.read())["error"]["message"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_the_server_ends_with_the_command(place: Path, number: int, code: int) -> None:
     for name in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(name, reason=NO_SERVER)
     found = start(place, "text", "--player", "sft")
-    assert end(found, number) == code
+    assert end(found, number) == code  # waits until the server, too, has closed its output
     with socket.socket() as trial:
         assert trial.connect_ex(("127.0.0.1", found.port)) != 0
 
