@@ -480,6 +480,7 @@ def test_bad_json_is_an_error(endpoint: Endpoint) -> None:
         assert "not JSON" in json.loads(error.read())["error"]["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_the_server_ends_with_the_command(place: Path, number: int, code: int) -> None:
     for name in ("fastapi", "uvicorn", "openai"):
@@ -490,6 +491,7 @@ def test_the_server_ends_with_the_command(place: Path, number: int, code: int) -
         assert trial.connect_ex(("127.0.0.1", found.port)) != 0
 
 
+@pytest.mark.slow
 def test_a_key_is_asked_for_and_not_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(name, reason=NO_SERVER)
@@ -516,6 +518,7 @@ def test_a_key_is_asked_for_and_not_told(place: Path, monkeypatch: pytest.Monkey
 # ---------------------------------------------------------------- llama.cpp
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["talk", "text"])
 def test_llama_cpp_gives_the_same_answers(place: Path, run: str) -> None:
     for name in ("llama_cpp", "gguf", "fastapi", "uvicorn", "openai", "sse_starlette", "starlette_context"):
