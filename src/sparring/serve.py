@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import http.client
-import ipaddress
 import os
 import shlex
 import signal
@@ -24,7 +23,7 @@ from filelock import FileLock
 
 from sparring.errors import InputError, SparringError
 from sparring.serve_engines import Command, Engine, choose
-from sparring.serve_guard import HELD, KEY
+from sparring.serve_guard import HELD, KEY, is_loopback
 from sparring.serve_models import Shelf, needed, open_shelf, size
 
 Told = Callable[[str], None]
@@ -88,16 +87,6 @@ def plan(which: str, runs: Path, wishes: Wishes) -> Plan:
     return Plan(shelf, engine, why, wishes)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a host."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return False
-
-
 def _free(host: str, port: int) -> None:
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
@@ -128,7 +117,7 @@ def command(made: Plan, told: Told | None) -> Command:
 def shown(made: Plan, started: Command) -> str:
     """The command for a shell, without the key."""
     env = [f"{name}={shlex.quote(value)}" for name, value in started.env.items() if value is not None]
-    key = [f'{made.engine.key}="${KEY}"'] if made.wishes.key and made.engine.key != KEY else []
+    key = [f'{started.key}="${KEY}"'] if made.wishes.key else []
     return " ".join([*env, *key, shlex.join(started.words)])
 
 
@@ -138,9 +127,9 @@ def serve(made: Plan, started: Command, told: Told) -> None:
     for name, value in started.env.items():
         env.pop(name, None)
         env |= {} if value is None else {name: value}
-    for name in (KEY, made.engine.key):
+    for name in (KEY, started.key):
         env.pop(name, None)
-    env |= {HELD: "1"} | ({made.engine.key: made.wishes.key} if made.wishes.key else {})
+    env |= {HELD: "1"} | ({started.key: made.wishes.key} if made.wishes.key else {})
     with _signals(), _child(started.words, env) as child:
         while not _answers(made.wishes):
             if child.poll() is not None:

@@ -31,10 +31,11 @@ INSTALL = {
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What is started: words, and what is added to the environment. None: taken out of it."""
+    """What is started: words, what is added to the environment (None: taken out of it), where a key is looked for."""
 
     words: list[str]
     env: dict[str, str | None] = field(default_factory=dict)
+    key: str = KEY
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,6 @@ class Engine:
     fits     (shelf) → why it cannot take what is on it; empty: it can
     writes   (shelf) → (a sentence on what is written first, or empty; how many whole models that are)
     command  (shelf, host, port) → how it is started; writes what it needs
-    key      the variable that it takes its own key from
     why      what it is chosen for
     """
 
@@ -52,7 +52,6 @@ class Engine:
     fits: Callable[[Shelf], str]
     writes: Callable[[Shelf], tuple[str, int]]
     command: Callable[[Shelf, str, int], Command]
-    key: str
     why: str
 
 
@@ -104,10 +103,10 @@ def _merged(shelf: Shelf, players: int) -> tuple[str, int]:
     return f"{said}: {size(players * shelf.bytes)} in {shelf.place}, kept for the next time", players
 
 
-def _facts(shelf: Shelf, place: Path, **defaults: object) -> Path:
+def _facts(shelf: Shelf, place: Path, host: str, **defaults: object) -> Path:
     """The file that tells the guard what is served."""
     names = [model.name for model in shelf.models]
-    content = {"models": names, "context": shelf.context, "place": str(place), "defaults": defaults}
+    content = {"models": names, "context": shelf.context, "place": str(place), "host": host, "defaults": defaults}
     return _file(shelf, "facts", content)
 
 
@@ -131,7 +130,7 @@ def _transformers_writes(shelf: Shelf) -> tuple[str, int]:
 
 
 def _transformers(shelf: Shelf, host: str, port: int) -> Command:
-    words = _guarded(_facts(shelf, hub(shelf)), "transformers")
+    words = _guarded(_facts(shelf, hub(shelf), host), "transformers")
     words += ["serve", "--host", host, "--port", str(port), "--device", shelf.device, "--dtype", TORCH[shelf.dtype]]
     words += ["--log-level", "error"]
     return Command([*words, *(["--trust-remote-code"] if shelf.config.model.trust_remote_code else [])])
@@ -163,7 +162,7 @@ def _llama(shelf: Shelf, host: str, port: int) -> Command:
         (name, (file, lora)), *_ = files.items()
         words = ["llama-server", "-m", str(file), "--alias", name, "-c", str(shelf.context)]
         words += ["--lora", str(lora)] if lora else []
-        return Command([*words, "--host", host, "--port", str(port)])
+        return Command([*words, "--host", host, "--port", str(port)], key="LLAMA_API_KEY")
     models = [
         {
             "model": str(file), "model_alias": name, "lora_path": lora and str(lora), "n_ctx": shelf.context,
@@ -174,7 +173,7 @@ def _llama(shelf: Shelf, host: str, port: int) -> Command:
     config = _file(shelf, "llama", {"host": host, "port": port, "models": models})
     # what llama-cpp-python would take in their place is none of it the player's: 0.8, 0.95, 40, 0.05, 1.1
     neutral = {"temperature": 1.0, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
-    facts = _facts(shelf, shelf.place, **neutral, top_p=shelf.config.generation.top_p)
+    facts = _facts(shelf, shelf.place, host, **neutral, top_p=shelf.config.generation.top_p)
     env: dict[str, str | None] = {"HOST": host, "PORT": str(port), "CONFIG_FILE": None}
     return Command([*_guarded(facts, "llama_cpp.server"), "--config_file", str(config)], env)
 
@@ -227,18 +226,19 @@ def _vllm(shelf: Shelf, host: str, port: int) -> Command:
         words += ["--max-cpu-loras", str(len(adapters))]
         words += ["--lora-modules", *(f"{model.name}={model.chain[-1]}" for model in adapters)]
     words += ["--trust-remote-code"] if shelf.config.model.trust_remote_code else []
-    return Command([*words, "--host", host, "--port", str(port)], {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"})
+    env: dict[str, str | None] = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+    return Command([*words, "--host", host, "--port", str(port)], env, "VLLM_API_KEY")
 
 
 ENGINES = {
     "vllm": Engine(
-        "vLLM", _vllm_fits, _vllm_writes, _vllm, "VLLM_API_KEY", "it is installed, and takes the players as they are"
+        "vLLM", _vllm_fits, _vllm_writes, _vllm, "it is installed, and takes the players as they are"
     ),
     "transformers": Engine(
-        "transformers serve", _unmerged, _transformers_writes, _transformers, KEY,
+        "transformers serve", _unmerged, _transformers_writes, _transformers,
         "it takes every player that can be merged into its base",
     ),
     "llama.cpp": Engine(
-        "llama.cpp's server", _llama_fits, _llama_writes, _llama, "LLAMA_API_KEY", "it is the one that is installed"
+        "llama.cpp's server", _llama_fits, _llama_writes, _llama, "it is the one that is installed"
     ),
 }  # fmt: skip

@@ -37,6 +37,16 @@ ASKS = ("/v1/completions", "/v1/chat/completions")
 TELLS = ("/v1/models", "/health")
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
+
+
 @final
 class Wrong(Exception):
     """What is answered in place of the server."""
@@ -154,12 +164,9 @@ def _detail(body: bytes) -> str:
 def _local(host: str) -> None:
     """Refuse a name that is not this machine's own: a web page may give its name this machine's address."""
     name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
-    if name.lower() != "localhost":
-        try:
-            ipaddress.ip_address(name.strip("[]"))
-        except ValueError:
-            said = f"without a key this is served to this machine only, as localhost or 127.0.0.1, not as {name!r}"
-            raise Wrong(403, said, "bad_host") from None
+    if not is_loopback(name.strip("[]").lower()):
+        said = f"without a key this is served to this machine only, as localhost or 127.0.0.1, not as {name!r}"
+        raise Wrong(403, said, "bad_host")
 
 
 async def _whole(receive: Receive) -> bytes:
@@ -267,6 +274,8 @@ def main() -> None:
     facts, which = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), sys.argv[2]
     module, before = SERVERS[which]
     key = os.environ.pop(KEY, None) or None
+    if key is None and not is_loopback(facts["host"]):
+        sys.exit(f"error: {facts['host']} is open to other machines, so clients must bring a key; set {KEY}")
     if os.environ.pop(HELD, None):
         threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.argv = [which, *sys.argv[3:]]

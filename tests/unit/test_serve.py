@@ -26,9 +26,9 @@ from sparring.browse import answer
 from sparring.configfile import build_config
 from sparring.errors import InputError, RunError
 from sparring.job import run_job
-from sparring.serve import Wishes, command, is_loopback, plan, shown
+from sparring.serve import Wishes, command, plan, shown
 from sparring.serve_engines import ENGINES, choose, installed
-from sparring.serve_guard import Event, Guard, Wrong
+from sparring.serve_guard import Event, Guard, Wrong, is_loopback
 from sparring.serve_models import Shelf, open_shelf, weights
 
 MAIN = "from sparring.cli import main; main()"
@@ -199,6 +199,26 @@ def test_vllm_gets_the_base_and_an_adapter_of_its_own_name_for_each_player(place
 
 
 @pytest.mark.usefixtures("everything")
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_every_server_is_given_the_key_but_not_on_its_command_line(place: Path, engine: str) -> None:
+    made = planned(place, engine=engine, host="0.0.0.0", key="hidden")
+    started = command(made, None)
+    assert started.key == ("VLLM_API_KEY" if engine == "vllm" else "SPARRING_API_KEY")
+    assert f'{started.key}="$SPARRING_API_KEY"' in shown(made, started)
+    assert "hidden" not in " ".join([*started.words, *map(str, started.env.values())])
+
+
+def test_the_guard_does_not_start_open_to_others_without_a_key(tmp_path: Path) -> None:
+    facts = {"models": ["0"], "context": 8, "place": str(tmp_path), "host": "0.0.0.0", "defaults": {}}
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    line = [sys.executable, "-m", "sparring.serve_guard", str(tmp_path / "facts.json"), "transformers", "serve"]
+    env = {name: value for name, value in os.environ.items() if name != "SPARRING_API_KEY"}
+    found = subprocess.run(line, capture_output=True, text=True, env=env)
+    assert found.returncode == 1
+    assert "set SPARRING_API_KEY" in found.stderr
+
+
+@pytest.mark.usefixtures("everything")
 def test_showing_writes_nothing(place: Path) -> None:
     for engine in ENGINES:
         made = planned(place, engine=engine, players=("sft",))
@@ -333,6 +353,7 @@ def test_the_guard_keeps_web_pages_out() -> None:
     assert asked(told, content_type=b"application/json; charset=utf-8")[0] == 200
     assert asked(told, host=b"example.org")[0] == 403
     assert asked(told, host=b"example.org:8000")[0] == 403
+    assert asked(told, host=b"192.168.0.1:8000")[0] == 403
     assert asked(told, host=b"")[0] == 403
     for host in (b"127.0.0.1", b"127.0.0.1:8000", b"[::1]:8000", b"[::1]", b"LOCALHOST"):
         assert asked(told, host=host)[0] == 200
@@ -520,14 +541,18 @@ def test_a_key_is_asked_for_and_not_told(place: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["talk", "text"])
-def test_llama_cpp_gives_the_same_answers(place: Path, run: str) -> None:
+def test_llama_cpp_gives_the_same_answers(place: Path, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("llama_cpp", "gguf", "fastapi", "uvicorn", "openai", "sse_starlette", "starlette_context"):
         pytest.importorskip(name, reason="llama-cpp-python with its server is not installed")
     import openai
 
+    monkeypatch.setenv("SPARRING_API_KEY", "of-the-house")
     found = start(place, run, engine="llama.cpp")
     try:
         client = found.client()
+        with pytest.raises(openai.AuthenticationError):
+            client.models.list()
+        client.api_key = "of-the-house"
         assert sorted(model.id for model in client.models.list().data) == ["0", "base", "best", "sft"]
         for who in ("sft", "0"):
             wanted = answer(place / "runs" / run, "1 and 2", who, 1, 0, 0.0, 30)[0]
