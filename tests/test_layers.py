@@ -67,6 +67,7 @@ ROWS = {
     "models.virtual": 1,
     "report.lab_plots": 1,
     "report.records": 1,
+    "serve_guard": 1,
     "costs": 2,
     "data.pairs": 2,
     "evaluation.harness": 2,
@@ -190,10 +191,14 @@ ROWS = {
     "importing": 21,
     "cli_import": 22,
     "export.exporting": 22,
+    "serve_models": 22,
     "cli_export": 23,
-    "cli": 24,
-    "": 25,  # the package's own front door
-    "__main__": 25,
+    "serve_engines": 23,
+    "serve": 24,
+    "cli_serve": 25,
+    "cli": 26,
+    "": 27,  # the package's own front door
+    "__main__": 27,
 }
 
 

@@ -66,6 +66,7 @@ def test_help_loads_nothing_heavy() -> None:
         "export",
         "lab",
         "chat",
+        "serve",
     ):
         assert f"\n  {verb} " in found.stdout
     assert "\n  import " in found.stdout
@@ -115,6 +116,7 @@ SURFACE = {
     },
     "methods": {"--markdown", "--json"},
     "mt-bench": {"--questions", "--player", "--model-id", "--limit", "--max-new-tokens", "--out", "--runs"},
+    "serve": {"--engine", "--player", "--host", "--port", "--api-key", "--show", "--runs"},
     "sample": {"--player", "--count", "--seed", "--temperature", "--max-new-tokens", "--runs"},
 }
 

@@ -22,6 +22,7 @@ from sparring.cli_evaluate import app as evaluate
 from sparring.cli_export import app as export
 from sparring.cli_import import app as import_
 from sparring.cli_lab import lab
+from sparring.cli_serve import app as serve
 from sparring.errors import SparringError
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ app = typer.Typer(
 app.add_typer(lab, name="lab")
 app.add_typer(chat)
 app.add_typer(evaluate)  # sample, judge, bench, mt-bench
-app.add_typer(export)  # merge
+app.add_typer(export)  # methods, merge, export
 app.add_typer(import_)
+app.add_typer(serve)
 
 ConfigArgument = Annotated[
     str | None,
