@@ -207,6 +207,14 @@ async def _answer(send: Send, wrong: Wrong) -> None:
 # ---------------------------------------------------------------- the servers
 
 
+def anchored(found: dict[str, Any], opening: str) -> dict[str, Any] | None:
+    """How transformers takes thoughts and tool calls out of an answer, by the family of the model alone; None if a
+    chat's opening has not the marks that this goes by: then the question would be taken for a part of the answer."""
+    anchors = found.get("start_anchor") or []
+    marks = [anchors] if isinstance(anchors, str) else anchors
+    return found if any(mark in opening for mark in marks) else None
+
+
 def _before_transformers(facts: dict[str, Any], guarded: Callable[[App], App]) -> None:
     """Offline, in a cache of models that holds nothing else: what is not served cannot be found, nor downloaded."""
     os.environ |= {"HF_HUB_CACHE": facts["place"], "HF_HUB_OFFLINE": "1"}
@@ -239,6 +247,16 @@ def _before_transformers(facts: dict[str, Any], guarded: Callable[[App], App]) -
         fit(inputs, settings)
         return answered(self, model, processor, inputs, settings, *more, **named)
 
+    taken_apart = utils.get_response_template
+
+    def template(processor: Any, model: Any) -> Any:
+        found = taken_apart(processor, model)
+        if found is None or not processor.chat_template:
+            return None
+        question = [{"role": "user", "content": "?"}]
+        return anchored(found, processor.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+
+    utils.get_response_template = template
     utils.GenerateManager.generate_streaming = streaming
     utils.GenerateManager.generate_non_streaming = answering
     server.build_server = lambda *given, **named: guarded(build(*given, **named))

@@ -28,7 +28,7 @@ from sparring.errors import InputError, RunError
 from sparring.job import run_job
 from sparring.serve import Wishes, command, plan, shown
 from sparring.serve_engines import ENGINES, choose, installed
-from sparring.serve_guard import Event, Guard, Wrong, is_loopback
+from sparring.serve_guard import Event, Guard, Wrong, anchored, is_loopback
 from sparring.serve_models import Shelf, open_shelf, weights
 
 MAIN = "from sparring.cli import main; main()"
@@ -375,6 +375,14 @@ def test_the_guard_says_what_went_wrong_inside(capsys: pytest.CaptureFixture[str
     assert asked(replying(500, b"x", Wrong(400, "too long", "long")))[1]["error"]["code"] == "long"
     with pytest.raises(RuntimeError):  # half an answer was sent: the connection is broken off
         asked(replying(200, b"", RuntimeError("late")))
+
+
+def test_an_answer_is_taken_apart_only_by_marks_that_its_template_writes() -> None:
+    found = {"start_anchor": "<|im_start|>assistant\n"}
+    assert anchored(found, "<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n") == found
+    assert anchored(found, "### User:\n?\n\n### Assistant:\n") is None
+    assert anchored({"start_anchor": ["a", "b"]}, "b") is not None
+    assert anchored({}, "b") is None
 
 
 # ---------------------------------------------------------------- over HTTP
