@@ -96,7 +96,7 @@ def measure(
         raise
     found = verify(run, prepared.folder)
     write_atomic(run / VERIFIED, json.dumps(found.facts(), indent=2) + "\n")
-    if not found.skipped and not found.holds:
+    if found.broken:
         raise LawBroken(
             f"law 12: the player of {run} is not the adapter as PEFT loads it: on {found.answers} held-out answers the "
             f"log-probs are {found.rms:.2g} nats per token apart (allowed in {found.dtype}: {found.near:.2g}), the NLL "

@@ -25,6 +25,7 @@ from tests.unit.test_cli import call, refused
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from sparring import adapter_check
+from sparring.adapter_check import Verified
 from sparring.browse import answer, find_run
 from sparring.data.pairs import Prompt, Rows
 from sparring.errors import ConfigError, LawBroken, ModelError
@@ -80,6 +81,7 @@ def test_what_peft_makes_is_measured_and_verified(kind: str, made: Made, base: P
     run, _, found = imported(given)
     assert found.holds
     assert found.rms < 1e-5
+    assert found.effect > 1e-3
     assert abs(found.off) < 1e-6
     assert found.answers == len(ROWS) - 1
     scores = json.loads((run / "base-scores" / "phase.json").read_text())["facts"]
@@ -240,6 +242,19 @@ def test_a_player_that_is_not_pefts_breaks_law_12(made: Made, here: Path, monkey
     assert json.loads((here / "runs" / "given" / "verified.json").read_text())["holds"] is False
     monkeypatch.setattr(adapter_check, "bare_logprobs", bare)
     assert imported(given)[2].holds  # the same command again measures nothing anew, and verifies
+
+
+def test_what_rounding_would_hide_is_not_called_verified() -> None:
+    """A tolerance that the base alone would meet says nothing of the adapter."""
+    near = {"near": 0.09, "tolerance": 0.005}
+    seen = Verified(10, 100, "bf16", 1.0, 1.001, rms=0.03, effect=0.04, **near)
+    assert (seen.holds, seen.broken, seen.drowned) == (False, False, True)
+    assert seen.facts()["holds"] is None
+    assert seen.text().startswith("not verified: in bf16 the player is 0.03 nats per token from PEFT's own")
+    assert Verified(10, 100, "bf16", 1.0, 1.001, rms=0.03, effect=0.4, **near).holds
+    assert Verified(10, 100, "fp32", 1.0, 1.0, rms=1e-8, effect=0.0, **near).holds  # an adapter that does nothing
+    for rms, their_nll in ((0.1, 1.0), (0.01, 1.01), (float("nan"), 1.0)):
+        assert Verified(10, 100, "bf16", 1.0, their_nll, rms=rms, effect=3.0, **near).broken
 
 
 def test_in_16_bits_the_kernels_own_noise_is_allowed_for(made: Made) -> None:
