@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring.adapter_found import read_about
 from sparring.browse import open_player, read_settings
-from sparring.config import Config, ModelConfig
+from sparring.config import Config
 from sparring.data.pairs import Prompt, Rows
-from sparring.export.merged import TOLERANCE
+from sparring.export.bare import bare_model, token_logprobs
+from sparring.export.compared import TOLERANCE
 from sparring.models.base import DTYPES, choose_device, find_base, read_config
 from sparring.models.layout import NEAR
-from sparring.models.quantised import loading, quantisation
+from sparring.models.quantised import quantisation
 from sparring.models.scoring import score_tokens
 
 
@@ -118,14 +118,14 @@ def verify(run: Path, adapter: Path) -> Verified:
     mine_N = torch.cat(score_tokens(opened.ring.seat(opened.player), opened.ring.base, rows, tokens)).double()
     del opened  # one base in memory at a time
     gc.collect()
-    model = bare(adapter, base_folder, config.model, quantised)
-    theirs_N = bare_logprobs(model, rows)
+    model = bare_model(base_folder, config.model, adapter, quantised)
+    theirs_N = token_logprobs(model, rows)
     with model.disable_adapter():
-        effect_N = theirs_N - bare_logprobs(model, rows)
+        effect_N = theirs_N - token_logprobs(model, rows)
     noise, shift = 0.0, 0.0
     if dtype != torch.float32:  # how far PEFT alone is from itself with another attention kernel
         model.get_base_model().set_attn_implementation("eager")
-        other_N = bare_logprobs(model, rows) - theirs_N
+        other_N = token_logprobs(model, rows) - theirs_N
         noise, shift = _rms(other_N), abs(float(other_N.mean()))
     gap_N = mine_N - theirs_N
     return Verified(
@@ -136,35 +136,3 @@ def verify(run: Path, adapter: Path) -> Verified:
 
 def _rms(gap_N: Tensor) -> float:
     return float(gap_N.square().mean().sqrt())
-
-
-def bare(adapter: Path, base_folder: Path, config: ModelConfig, quantised: str = "") -> Any:
-    """The adapter on its base as PEFT's and transformers' own documents load it, and by nothing of ours."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    if read_about(adapter)["peft_type"] in ("HOULSBY", "PFEIFFER"):
-        import sparring.models.bottleneck  # noqa: F401  PEFT does not know these types by itself
-    device, dtype = choose_device(config)
-    placed: dict[str, Any] = {}
-    if quantised:
-        placed = loading(config, device, dtype) if config.quantise != "none" else {"device_map": {"": device}}
-    base = AutoModelForCausalLM.from_pretrained(
-        base_folder, dtype=dtype, trust_remote_code=config.trust_remote_code, use_safetensors=True, **placed
-    )
-    model = PeftModel.from_pretrained(base if quantised else base.to(device), str(adapter))
-    return model.eval()
-
-
-@torch.no_grad()
-def bare_logprobs(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-    """log p of every answer token, row by row, each by one forward pass of the whole sequence; fp64 [N] on the CPU."""
-    found = []
-    for prompt, answer in rows:
-        ids = torch.tensor([prompt + answer], device=model.device)
-        logits_LV = model(input_ids=ids).logits[0]
-        first = len(logits_LV) - len(answer) - 1  # virtual tokens may stand before the prompt
-        logits_AV = logits_LV[first:-1].float()
-        target_A = torch.tensor(answer, device=logits_AV.device)
-        found.append(logits_AV.log_softmax(-1).gather(-1, target_A.unsqueeze(-1)).squeeze(-1).double().cpu())
-    return torch.cat(found)

@@ -29,6 +29,7 @@ from sparring.adapter_check import Verified
 from sparring.browse import answer, find_run
 from sparring.data.pairs import Prompt, Rows
 from sparring.errors import ConfigError, LawBroken, ModelError
+from sparring.export.bare import bare_model
 from sparring.export.merged import merge_run
 from sparring.importing import import_adapter, left_out, look_at
 
@@ -108,7 +109,7 @@ def test_a_converted_pissa_is_a_plain_lora(base: Path, here: Path) -> None:
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         want = model.eval()(input_ids=ids).logits
-        got = adapter_check.bare(here / "given", base, read_config_of(run)).eval()(input_ids=ids).logits
+        got = bare_model(base, read_config_of(run), here / "given").eval()(input_ids=ids).logits
     assert torch.allclose(want, got, atol=1e-3)
 
 
@@ -235,12 +236,12 @@ def test_an_import_trains_nothing(made: Made, here: Path) -> None:
 
 def test_a_player_that_is_not_pefts_breaks_law_12(made: Made, here: Path, monkeypatch: Any) -> None:
     given = made(LoraConfig(**LORA))
-    bare = adapter_check.bare_logprobs
-    monkeypatch.setattr(adapter_check, "bare_logprobs", lambda model, rows: bare(model, rows) + 2e-4)
+    bare = adapter_check.token_logprobs
+    monkeypatch.setattr(adapter_check, "token_logprobs", lambda model, rows: bare(model, rows) + 2e-4)
     with pytest.raises(LawBroken, match=r"law 12: the player of runs/given .* 0\.0002 nats per token apart"):
         imported(given)
     assert json.loads((here / "runs" / "given" / "verified.json").read_text())["holds"] is False
-    monkeypatch.setattr(adapter_check, "bare_logprobs", bare)
+    monkeypatch.setattr(adapter_check, "token_logprobs", bare)
     assert imported(given)[2].holds  # the same command again measures nothing anew, and verifies
 
 

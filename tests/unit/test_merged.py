@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,12 @@ def test_a_player_is_merged_into_the_bases_own_weights(make, kind, tmp_path):
 def test_merged_in_half_precision_the_error_is_told(make, dtype, tmp_path):
     found = merge_run(make("nf4", "nf4"), tmp_path / "half", "0", dtype)
     assert 0 < abs(found.off) <= TOLERANCE[dtype]
-    assert f"rounding of merged weights to {dtype}; --dtype fp32 has none" in found.text()
+    assert (
+        f"Rounding merged weights to {dtype} moves the log-prob of an answer by {found.apart:.2g} nats" in found.text()
+    )
+    assert 0 < found.apart < found.effect
+    assert "little is left" not in found.text()
+    assert "little is left" in replace(found, before=found.values[1]).text()
     facts = found.facts()
     assert facts["nll"]["merged"] - facts["nll"]["attached"] == pytest.approx(found.off)
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"].endswith("float16")

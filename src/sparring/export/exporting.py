@@ -215,6 +215,11 @@ class _Job:
             self.written.compared.append(found)
             whole = self._finish(self.whole, "merged")
         if self.targets.gguf:
+            moved = (sum(self.source.before) - sum(self.source.attached)) / self.source.tokens
+            self.written.said.append(
+                f"training moved the held-out NLL of the base by {moved:+.2g} nats per token: hold what the files are "
+                "off by against that"
+            )
             self._gguf(whole)
         if self.targets.lora:
             self._lora(whole)
