@@ -81,4 +81,4 @@ def _measured(run: Path, found: Verified) -> None:
     if said := left_out(run):
         print(said)
     print(found.text())
-    print(f"run: {run}; sparring sample, chat, merge and report take it as any other")
+    print(f"run: {run}; sparring sample, chat, export, serve and report take it as any other")
