@@ -66,6 +66,7 @@ def test_help_loads_nothing_heavy() -> None:
         "export",
         "lab",
         "chat",
+        "reinforce",
     ):
         assert f"\n  {verb} " in found.stdout
 
@@ -111,6 +112,7 @@ SURFACE = {
         "--runs",
         "--json",
     },
+    "reinforce": {"--json"},
     "methods": {"--markdown", "--json"},
     "mt-bench": {"--questions", "--player", "--model-id", "--limit", "--max-new-tokens", "--out", "--runs"},
     "sample": {"--player", "--count", "--seed", "--temperature", "--max-new-tokens", "--runs"},
