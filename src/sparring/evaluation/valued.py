@@ -77,8 +77,8 @@ def alarms(config: ReinforceConfig, label: str, mine: Event, first: Event) -> li
     if gain and loss and gain["low"] > 0 and loss["low"] > 0:
         found.append(
             f"{label}: reward rose by {gain['mean']:.3f} [{gain['low']:.3f}, {gain['high']:.3f}] while held-out NLL of "
-            f"the real answers rose by {loss['mean']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}] per token: the scorer "
-            "is pleased at their cost, or is being cheated; read the answers"
+            f"real answers rose by {loss['mean']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}] per token: the scorer is "
+            "pleased at their cost, or is being cheated; read the answers"
         )
     return found
 
