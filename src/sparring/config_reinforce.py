@@ -32,6 +32,9 @@ class ReinforceConfig(Section):
     epsilon: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="how far a token's ratio may lead")
     epsilon_high: PositiveFloat | None = Field(None, description="the same upwards; default: epsilon")
     beta: NonNegativeFloat = Field(0.04, description="weight of KL to θ_0, per token")
+    use_bias_correction_kl: bool = Field(
+        True, description="multiply KL by the ratio: its gradient is then that of KL(player ‖ θ_0), not of the reverse"
+    )
     kl_alarm: PositiveFloat | None = Field(10.0, description="warn when KL to θ_0 is above, in nats per answer")
     kl_limit: PositiveFloat | None = Field(25.0, description="end an iteration when KL to θ_0 is above it in a step")
     length_alarm: Annotated[float, Field(gt=1)] | None = Field(

@@ -56,6 +56,8 @@ class PolicyTask:
         bounds = (config.epsilon, config.epsilon_high)
         policy_N = clipped(logprob_N, sampled_N, advantage_N, *bounds)
         kl_N = k3(logprob_N, start_N)
+        if config.use_bias_correction_kl:
+            kl_N = kl_N * (logprob_N - sampled_N).exp()
         loss = (weight_N * (policy_N + config.beta * kl_N)).sum()
         with torch.no_grad():
             idle_N = is_clipped(logprob_N, sampled_N, advantage_N, *bounds)
