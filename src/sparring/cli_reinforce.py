@@ -9,7 +9,7 @@ from sparring.cli_runs import ConfigArgument, JsonOption, Overrides, carry_out, 
 app = typer.Typer()
 
 # the laboratory's model is so small, and its answers so short, that it learns with far larger steps than a real one
-EMBEDDED = ["name=laboratory-reinforce", "reinforce.lr=1.0e-3"]
+EMBEDDED = ["name=laboratory-reinforce", "reinforce.iterations=6", "reinforce.lr=1.0e-3", "reinforce.beta=0.2"]
 
 
 @app.command()

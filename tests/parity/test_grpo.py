@@ -15,7 +15,7 @@ from sparring.models.base import Base
 from sparring.models.players import Player, Ring
 from sparring.models.scoring import score_tokens
 from sparring.objectives.policy_gradient import advantages
-from sparring.policy_task import PolicyTask, group_rows
+from sparring.policy_task import PolicyTask
 
 trl = pytest.importorskip("trl")
 
@@ -79,8 +79,8 @@ def trainer_of(base: Base, player: Player, folder: Path, kind: Any, settings: An
     model = PeftModel.from_pretrained(model_of(base.model.config), str(player.adapters[0]), is_trainable=True)
     arguments = settings(
         output_dir=str(folder), num_generations=samples, per_device_train_batch_size=12, steps_per_generation=1,
-        max_completion_length=LIMIT, disable_dropout=True, bf16=False, gradient_checkpointing=False, use_cpu=True, save_strategy="no",
-        report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
+        max_completion_length=LIMIT, disable_dropout=True, bf16=False, gradient_checkpointing=False,
+        use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
     made = kind(
         model=model,
