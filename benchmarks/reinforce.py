@@ -80,7 +80,7 @@ def table(found: dict[str, Any]) -> list[str]:
     prompt, _, answer = s["lengths"]
     lines = [
         f"reinforce: {s['model']} {s['dtype']} on {s['device']}, {s['threads']} threads, {s['pairs']} prompts of "
-        f"{prompt} tokens, {s['samples']} answers of {answer} to each, {s['step']} prompts per update, seed {s['seed']}",
+        f"{prompt} tokens, {s['samples']} answers of {answer} to each, {s['step']} prompts per update",
         f"{'':26}{'CPU s':>9}{'wall s':>9}{'memory over weights':>21}",
     ]
     costs = {NAMES[who]: cost for who, cost in found["medians"].items()}
