@@ -30,6 +30,10 @@ def _result(folder: Path, name: str, settings: Settings) -> dict[str, Any]:
         from benchmarks.material import prepare
 
         return prepare(folder, settings)
+    if settings.work == "reinforce":
+        from benchmarks import policy
+
+        return policy.ours(folder, settings) if name == "ours" else policy.theirs(folder, settings, tuned=name == "b")
     if name in ("a", "b"):
         from benchmarks import rivals
 

@@ -17,7 +17,7 @@ MODELS = ("micro", "tiny", "135m", "0.5b")
 class Settings:
     """The same for all contestants.
 
-    work      learn, play or iteration
+    work      learn, play, iteration or reinforce
     lengths   mean tokens of prompt, real answer, synthetic answer
     spread    sigma of log-normal lengths; 0: all are equal
     samples   synthetic answers per prompt

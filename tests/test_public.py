@@ -67,6 +67,7 @@ def test_help_loads_nothing_heavy() -> None:
         "lab",
         "chat",
         "serve",
+        "reinforce",
     ):
         assert f"\n  {verb} " in found.stdout
     assert "\n  import " in found.stdout
@@ -114,6 +115,7 @@ SURFACE = {
         "--runs",
         "--json",
     },
+    "reinforce": {"--json"},
     "methods": {"--markdown", "--json"},
     "mt-bench": {"--questions", "--player", "--model-id", "--limit", "--max-new-tokens", "--out", "--runs"},
     "serve": {"--engine", "--player", "--host", "--port", "--api-key", "--show", "--runs"},

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sparring.config_compare import ArmConfig, AxisConfig, CompareConfig
 from sparring.config_inputs import DataConfig, ModelConfig
+from sparring.config_reinforce import ReinforceConfig
 from sparring.evaluation.extract import extractor
 from sparring.methods import METHODS, Settings, method_of
 from sparring.methods.lora import LoRA
@@ -196,6 +197,7 @@ class Config(Section):
     optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     compare: CompareConfig | None = Field(None, description="arms that `sparring compare` trains beside self-play")
+    reinforce: ReinforceConfig | None = Field(None, description="what `sparring reinforce` does instead of self-play")
 
     @model_validator(mode="before")
     @classmethod
@@ -309,6 +311,7 @@ NEUTRAL = {
     "selfplay": {"keep"},
     "evaluation": {"show": True, "prompting": {"rules"}},
     "compare": True,
+    "reinforce": True,  # decides only what `sparring reinforce` makes, which adds it
     "generation": {"batch_tokens"},
     "optimiser": {"micro_batch_tokens", "gradient_checkpointing", "save_every"},
 }

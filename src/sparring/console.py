@@ -13,6 +13,8 @@ TITLES = {
     "data": "read the data",
     "sft": "fine-tune on the real answers (θ_0)",
     "played": "play: the opponent answers every prompt",
+    "rewards": "reward: what each answer is worth",
+    "scored": "score: log-probs of every token",
     "pairs": "score: log-probs under the opponent",
     "player": "learn: tell real answers from the opponent's",
     "scores": "judge on held-out prompts",
@@ -147,6 +149,8 @@ def _numbers(event: Event) -> str:
         return ""
     if "accuracy" in event:
         return f"  loss {event['loss']:.4f}  margin {event['margin']:+.3f}  accuracy {event['accuracy']:.2f}"
+    if "kl" in event:
+        return f"  loss {event['loss']:+.4f}  KL {event['kl']:.3f}"
     return f"  NLL {event['nll']:.4f}"
 
 
@@ -156,6 +160,8 @@ def _words(event: Event) -> str:
         return f"  warning: {event['text']}"
     if kind == "stop":
         return f"  stopped early at step {event['step']}: {event['reason']}"
+    if kind == "reward":
+        return f"  held-out reward {event['reward']:.4f} ({event['scorer']}; real answers {event['real_reward']:.4f})"
     if kind not in ("scores", "test"):
         return ""
     parts = [f"  {event['label']}: {event['n']} {'test' if kind == 'test' else 'held-out'} prompts"]

@@ -61,7 +61,9 @@ def borrow(lent: Path, partial: Path, fingerprint: str) -> None:
 _DATA = ("seed", "model", "data", "computed on", "base fingerprint", "data fingerprint", "template fingerprint")
 _SFT = (*_DATA, "start", "start fingerprint", "method", "sft", "optimiser")
 MADE_FROM = {"data": _DATA, "quantisation": _DATA, "sft": _SFT}
-MADE_FROM |= dict.fromkeys(("sft-scores", "base-scores"), (*_SFT, "generation", "evaluation", "rules fingerprint"))
+MADE_FROM |= dict.fromkeys(
+    ("sft-scores", "base-scores"), (*_SFT, "generation", "evaluation", "rules fingerprint", "reinforce")
+)
 
 
 def lender(folder: Path, same: Event) -> Callable[[str], Path | None]:

@@ -93,7 +93,7 @@ def identify(config: Config) -> Found:
     quantised = check_quantised(read_config(base_folder, config.model), config)
     loaded = load(config.data, config.seed)
     device, dtype = choose_device(config.model)
-    same = {
+    same: dict[str, Any] = {
         **decisive(config),
         "computed on": f"{device.type} in {str(dtype).removeprefix('torch.')}",
         **({"base quantised to": described(quantised, config.model)} if quantised else {}),
@@ -103,6 +103,8 @@ def identify(config: Config) -> Found:
     }
     if config.evaluation.prompting.style == "rules":
         same["rules fingerprint"] = digest(read_rules(config.evaluation.prompting))
+    if config.reinforce is not None:
+        same["reinforce"] = config.reinforce.model_dump(mode="json")
     if config.start is not None:
         same["start fingerprint"] = fingerprint_start(config)
     words = quantised and described(quantised, config.model)
@@ -114,16 +116,18 @@ def run_job(
     listeners: Sequence[Callable[[Event], None]] = (),
     command: str = "",
     like: Path | None = None,
+    work: Callable[[Session], Any] = self_play,
 ) -> Path:
     """The whole job; returns the run folder. Called again after a kill, it goes on from there.
 
     In each process that torchrun or accelerate started it does a part of the job, and one writes.
     command  what the user typed, for the report
     like     another run's folder, with the same beginning
+    work     what is done in the open session
     """
     with muster() as crew, Run(run_folder(config), crew) as run:
         run.listeners += listeners
-        self_play(open_session(config, run, command, like))
+        work(open_session(config, run, command, like))
         run.gather()
         if crew.writes:
             write_report(run.folder)

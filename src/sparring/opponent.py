@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from sparring.config import at
 from sparring.data.collate import Row
-from sparring.data.pairs import Pair, Played, Rows, write_stream
+from sparring.data.pairs import Pair, Played, Prompt, Rows, write_stream
 from sparring.errors import LawBroken
 from sparring.generation.play import played_rows
 from sparring.models.flops import Flops
@@ -51,7 +51,7 @@ def score_pairs(
     fresh = played_rows(played.folder)
     _check_played(session, data, played, fresh, player)
     model = session.ring.seat(player)
-    z = _check_samples(session, model, fresh)
+    z = check_samples(session, model, fresh)
     caught = session.crew.decide(lambda: _caught(session, model, fresh))
     facts = write_pairs(session, folder, fresh, before, iteration, caught)
     return {**facts, "sampling_z": z, "opponent": player.fingerprint, "seated": session.ring.seated}
@@ -77,7 +77,7 @@ def write_pairs(
         deque(batches, maxlen=0)  # takes its part
     if counts["pairs"] + counts["previous_pairs"] == 0:
         session.run.warn("the opponent gave exactly the real answer to every prompt: nothing is left to tell apart")
-    noise = max(_noise(session, model, fresh), caught or 0.0)
+    noise = max(rounding_noise(session, model, fresh), caught or 0.0)
     return {**counts, "noise": noise, "caught": caught is not None}
 
 
@@ -86,7 +86,7 @@ def converged(pairs: Phase) -> bool:
     return not pairs.facts["pairs"] + pairs.facts["previous_pairs"]
 
 
-def _noise(session: Session, model: Any, fresh: Rows[Played]) -> float:
+def rounding_noise(session: Session, model: Any, fresh: Rows[Played]) -> float:
     """Rounding noise of a log-prob per square root of a token: some answers scored alone and together (law 1)."""
     rows = [(row.prompt_ids, ids) for row in fresh[:REPEATED] for ids in (row.real_ids, *row.synthetic_ids)]
     together = score(model, session.ring.base, rows, session.config.optimiser.micro_batch_tokens)
@@ -117,19 +117,29 @@ def _caught(session: Session, model: Any, fresh: Rows[Played]) -> float | None:
 
 def _check_played(session: Session, data: Phase, played: Phase, fresh: Rows[Played], player: Player) -> None:
     """Law 11, and that these are answers to the training prompts."""
+    check_player(played, player)
+    check_answers(session, data, played, fresh)
+
+
+def check_player(played: Phase, player: Player) -> None:
+    """Law 11: the answers are this player's."""
     if played.facts["opponent"] != player.fingerprint:
         raise LawBroken(
             f"law 11: these answers were played by {played.facts['opponent']}, but the opponent is "
             f"{player.fingerprint}; remove {played.folder} to play again"
         )
-    check_answers(session, data, played, fresh)
 
 
 def check_answers(session: Session, data: Phase, played: Phase, fresh: Rows[Played]) -> None:
     """The prompts are the training prompts, and an end token stands only where one was emitted; else LawBroken."""
+    check_asked(session, session.prompts(data, "train"), played, fresh)
+
+
+def check_asked(session: Session, prompts: Sequence[Prompt], played: Phase, fresh: Rows[Played]) -> None:
+    """These prompts were answered, and an end token stands only where one was emitted; else LawBroken."""
     ends = set(session.renderer.end_ids)
-    for rows, asked in zip(fresh.batches(256), session.prompts(data, "train").batches(256), strict=True):
-        for row, prompt in zip(rows, asked, strict=True):
+    for number, rows in enumerate(fresh.batches(256)):
+        for row, prompt in zip(rows, prompts[256 * number : 256 * (number + 1)], strict=True):
             if row.prompt_ids != prompt.prompt_ids:
                 raise LawBroken(
                     f"the opponent was asked another prompt than the one trained on ({prompt.source}): another "
@@ -143,7 +153,7 @@ def check_answers(session: Session, data: Phase, played: Phase, fresh: Rows[Play
                     )
 
 
-def _check_samples(session: Session, model: Any, fresh: Rows[Played]) -> float | None:
+def check_samples(session: Session, model: Any, fresh: Rows[Played]) -> float | None:
     """Test that y' ~ p_theta_t (law 5) on some answers; their z-score, or None when sampling was not plain."""
     generation = session.config.generation
     if generation.temperature != 1 or generation.top_p != 1:

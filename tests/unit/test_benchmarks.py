@@ -53,6 +53,17 @@ def test_an_iteration_gives_all_sides_the_same_loss_curve() -> None:
     assert set(found["medians"]["b"]["parts"]) == {"play", "reference", "learn"}
 
 
+@needs_trl
+@pytest.mark.slow
+def test_a_step_of_learning_from_rewards_is_the_same_work_for_all() -> None:
+    found = result_of("reinforce", "--lengths", "12,1,8", "--pairs", "4", "--step", "2", "--samples", "4")
+    assert found["tokens"] == 4 * 4 * 8
+    assert len(found["losses"]) == 2
+    assert set(found["parts"]) == {"play", "score", "learn"}
+    assert found["vs_a"] > 0
+    assert found["memory_vs_b"] > 0
+
+
 def test_rival_b_takes_the_same_pairs_grouped_by_length(tmp_path: Path) -> None:
     settings = Settings("learn", lengths=(9, 6, 6), spread=0.6, pairs=40, step=4)
     write_rows(tmp_path / "played.arrow", random_rows(settings, 100), Played)

@@ -65,6 +65,29 @@ class Pair:
     played_at: int
 
 
+@dataclass(frozen=True, slots=True)
+class Rewarded:
+    """What the answers to one prompt are worth, in the order in which they were played."""
+
+    key: int
+    rewards: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A prompt with its sampled answers, their advantages, and log p of each of their tokens, in nats.
+
+    sampled  under the player that gave them; start: under theta_0
+    """
+
+    key: int
+    prompt_ids: list[int]
+    answer_ids: list[list[int]]
+    advantages: list[float]
+    sampled: list[list[float]]
+    start: list[list[float]]
+
+
 SCHEMAS: dict[type, pa.Schema] = {
     Prompt: pa.schema(
         [
@@ -96,9 +119,20 @@ SCHEMAS: dict[type, pa.Schema] = {
             ("played_at", pa.int32()),
         ]
     ),
+    Rewarded: pa.schema([("key", pa.uint64()), ("rewards", pa.list_(pa.float64()))]),
+    Group: pa.schema(
+        [
+            ("key", pa.uint64()),
+            ("prompt_ids", _IDS),
+            ("answer_ids", pa.list_(_IDS)),
+            ("advantages", pa.list_(pa.float64())),
+            ("sampled", pa.list_(pa.list_(pa.float32()))),
+            ("start", pa.list_(pa.list_(pa.float32()))),
+        ]
+    ),
 }
 
-Row = TypeVar("Row", Prompt, Played, Pair)
+Row = TypeVar("Row", Prompt, Played, Pair, Rewarded, Group)
 
 
 def keyed(examples: Iterable[Example]) -> list[Prompt]:

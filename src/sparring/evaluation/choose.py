@@ -14,14 +14,14 @@ from sparring.run import Event, Phase
 from sparring.session import Session
 
 
-def choose(session: Session, folder: Path, *judged: Phase) -> Event:
-    """Choose the judged player that is best by `evaluation.select`; ties go to the earlier one.
+def choose(session: Session, folder: Path, *judged: Phase, metric: str | None = None) -> Event:
+    """Choose the judged player that is best by `metric`, or `evaluation.select`; ties go to the earlier one.
 
     judged  the judgements of theta_0, theta_1, …; writes best.json with the values and the reason.
     """
     if not session.crew.writes:
         return {}
-    metric = session.config.evaluation.select
+    metric = metric or session.config.evaluation.select
     values, best = _ranked(judged, metric)
     extreme, words, _ = _WORDS[metric]
     last = list(values)[-1]
@@ -45,11 +45,11 @@ def choose(session: Session, folder: Path, *judged: Phase) -> Event:
     return {"player": best}
 
 
-def tidy(session: Session, judged: list[Phase], players: dict[str, Phase]) -> None:
+def tidy(session: Session, judged: list[Phase], players: dict[str, Phase], metric: str | None = None) -> None:
     """Remove the weights of players that `selfplay.keep` does not keep: not theta_0, not the best, not the last."""
     keep = session.config.selfplay.keep
     if keep is not None:
-        _, best = _ranked(judged, session.config.evaluation.select)
+        _, best = _ranked(judged, metric or session.config.evaluation.select)
         for name in list(players)[1:-keep]:
             for weights in (ADAPTER, WHOLE) if name != best else ():
                 session.run.forget(players[name], weights)
@@ -71,6 +71,7 @@ _WORDS: dict[str, tuple[str, str, Any]] = {
     "nll": ("lowest", "held-out NLL per token", min),
     "exact_kl": ("lowest", "exact KL to the data", min),
     "match": ("highest", "share of answers that match", max),
+    "reward": ("highest", "mean held-out reward", max),
 }
 
 

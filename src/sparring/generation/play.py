@@ -15,13 +15,26 @@ from sparring.session import Session
 
 
 def play(session: Session, folder: Path, data: Phase, opponent: Phase, *, iteration: int) -> Event:
-    """y' ~ p_theta_t(.|x) for every prompt, K times; token ids and end reasons are kept as they came.
+    """y' ~ p_theta_t(.|x) for every prompt, K times."""
+    prompts, samples = session.prompts(data, "train"), session.config.selfplay.samples
+    return play_prompts(session, folder, data, opponent, prompts, samples, iteration)
+
+
+def play_prompts(
+    session: Session,
+    folder: Path,
+    data: Phase,
+    opponent: Phase,
+    prompts: Sequence[Prompt],
+    samples: int,
+    iteration: int,
+) -> Event:
+    """Answers to some prompts, `samples` times each; token ids and end reasons are kept as they came.
 
     A shard holds always the same prompts, and is played by one process, so that neither a kill nor the number of
     processes changes an answer. A killed shard is played again from its start, a finished one never.
     """
     config = session.config
-    prompts = session.prompts(data, "train")
     limit = answer_limit(session, data)
     merged = config.generation.merge
     model = session.ring.seat(
@@ -37,7 +50,7 @@ def play(session: Session, folder: Path, data: Phase, opponent: Phase, *, iterat
     for turn in range(0, len(left), crew.size):
         begun = left[turn : turn + crew.size]  # a shard for each process
         mine = [prompts[start : start + size] for start in begun[crew.rank : crew.rank + 1]]
-        given = [sample(generator, rows, config.seed, iteration, config.selfplay.samples, limit) for rows in mine]
+        given = [sample(generator, rows, config.seed, iteration, samples, limit) for rows in mine]
         for start, answers in zip(begun, crew.gather(given), strict=True):
             if crew.writes:
                 asked = zip(prompts[start : start + size], answers, strict=True)

@@ -7,7 +7,7 @@ Shapes: A rows, N tokens of all their answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,10 +33,15 @@ class Scores:
 
 def answer_logprobs(model: Any, base: Base, rows: Sequence[Row]) -> Scores:
     """log p(answer | prompt) of every row, summed over the answer's tokens and over nothing else."""
+    logprob_N, tokens_A = answer_tokens(model, base, rows)
+    return Scores(torch.segment_reduce(logprob_N, "sum", lengths=tokens_A), tokens_A)
+
+
+def answer_tokens(model: Any, base: Base, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """(log p of every token of every row's answer in nats, fp64 [N]; tokens of each answer [A])."""
     batch = _collate(base, rows)
     logprob_N = token_logprobs(model, batch, base.layout).double()
-    tokens_A = torch.tensor(batch.tokens, device=base.device)
-    return Scores(torch.segment_reduce(logprob_N, "sum", lengths=tokens_A), tokens_A)
+    return logprob_N, torch.tensor(batch.tokens, device=base.device)
 
 
 def _collate(base: Base, rows: Sequence[Row]) -> Batch:
@@ -66,13 +71,30 @@ def computed_tokens(base: Base, rows: Sequence[Row]) -> int:
 @torch.no_grad()
 def score(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> list[float]:
     """Summed log-prob of each row's answer in nats, in the order given, under the seated player."""
-    result = [0.0] * len(rows)
+    found = _each(base, rows, tokens, lambda some: answer_logprobs(model, base, some).logprob_A.tolist())
+    return [float(value) for value in found]
+
+
+@torch.no_grad()
+def score_tokens(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> list[list[float]]:
+    """Log-probs of the tokens of each row's answer in nats, in the order given, under the seated player."""
+
+    def of(some: Sequence[Row]) -> list[list[float]]:
+        logprob_N, tokens_A = answer_tokens(model, base, some)
+        return [part.tolist() for part in torch.split(logprob_N, tokens_A.tolist())]
+
+    return _each(base, rows, tokens, of)
+
+
+def _each(base: Base, rows: Sequence[Row], tokens: int, found: Callable[[Sequence[Row]], list[Any]]) -> list[Any]:
+    """What is found for each row, in the order given; asked in micro-batches within the token budget."""
+    result: list[Any] = [None] * len(rows)
     tokens = min(tokens, CPU_TOKENS) if base.device.type == "cpu" else tokens
     for chunk in _chunks(_neighbours(rows, tokens, base.virtual), 1024):
         items = list(range(len(chunk)))
         for chosen in split_rows(items, [[rows[i] for i in item] for item in chunk], base, tokens):
             indices = [i for item in chosen for i in chunk[item]]
-            values = answer_logprobs(model, base, [rows[i] for i in indices]).logprob_A.tolist()
+            values = found([rows[i] for i in indices])
             for index, value in zip(indices, values, strict=True):
                 result[index] = value
     return result

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sparring.methods import METHODS
 from sparring.report.records import Row, Run, difference, exact, number, pretty, read_run, text
+from sparring.report.rewarded import reward_verdict
 from sparring.report.tables import fixed, interval, percent, phase_label
 
 END_RATE_GAP = 0.1
@@ -15,6 +16,8 @@ NEGLIGIBLE = 0.001  # nats per token
 FEW = 30  # held-out prompts
 LENGTH_RATIO = 1.33
 SELECTED = {"nll": "held-out NLL", "exact_kl": "exact_kl", "match": "the share of answers that match"}
+SELECTED["reward"] = "mean held-out reward"
+HIGHER = ("match", "reward")  # metrics that are the better the higher
 
 
 def verdict(run_folder: Path) -> str:
@@ -31,6 +34,8 @@ def verdict_of(run: Run) -> str:
     why = text(run.best.get("why")).strip()
     if not run.scores:
         return f"{head} {why}".strip()
+    if run.rewarded:
+        return reward_verdict(run)
     harm = " ".join(_harmed(run))
     if player == run.start or player == "base":
         return f"{head} {_kept(run, player)} {harm}".strip()
@@ -56,7 +61,7 @@ def headline_notes(run: Run) -> list[str]:
 def _unfinished(run: Run) -> str:
     if not (run.scores or run.phases or run.steps):
         return "This run is unfinished: nothing has been recorded yet."
-    planned = run.setting("selfplay", "iterations")
+    planned = run.setting("reinforce" if run.rewarded else "selfplay", "iterations")
     judged = [player for player in run.scores if player.isdecimal()]
     parts = ["This run is unfinished"]
     if isinstance(planned, int):
@@ -67,7 +72,7 @@ def _unfinished(run: Run) -> str:
     ranked = [(value, player) for player in judged if (value := number(run.scores[player], "nll")) is not None]
     if ranked:
         player = min(ranked)[1]
-        parts.append(f" So far the lowest NLL of self-play is {run.label(player)}'s. {_against_start(run, player)}")
+        parts.append(f" So far the lowest NLL is {run.label(player)}'s. {_against_start(run, player)}")
     return "".join(parts)
 
 
@@ -156,8 +161,8 @@ def _worse_than(run: Run, player: str, metric: str, rows: dict[str, Row], where:
         theirs = _measured(rows.get(other, {}), metric)
         if other == player or mine is None or theirs is None:
             continue
-        if (mine < theirs) if metric == "match" else (mine > theirs):
-            name = {"nll": "NLL", "exact_kl": "exact KL", "match": "matches"}.get(metric, metric)
+        if (mine < theirs) if metric in HIGHER else (mine > theirs):
+            name = {"nll": "NLL", "exact_kl": "exact KL", "match": "matches", "reward": "reward"}.get(metric, metric)
             found.append(f"{run.label(other)} in {name} {where}: {fixed(mine)} against {fixed(theirs)}")
     return found
 

@@ -16,19 +16,19 @@ MOST_POINTS = 150  # per iteration; more steps are averaged in bins
 
 def logprob_plot(run: Run) -> Plot | None:
     """Real and synthetic log-prob per token, and how far both moved from the opponent."""
-    phases = _played(run, "real_logprob")
+    phases = phases_with(run, "real_logprob")
     if not phases:
         return None
     made, (level, shift) = figure(2, 4.4, sharex=True)
     ends: dict[str, list[tuple[float, str, str]]] = {"logprob": [], "shift": []}
     for axis, what in ((level, "logprob"), (shift, "shift")):
         for name, colour, style in (("real", REAL, "-"), ("synthetic", SYNTHETIC, "--")):
-            last = _series(run, axis, phases, f"{name}_{what}", colour, style)
+            last = series(run, axis, phases, f"{name}_{what}", colour, style)
             ends[what] += [(last, name, colour)] if last is not None else []
     shift.axhline(0, color=MUTED, linewidth=0.8)
     level.set_title("log-prob, nats per token")
     shift.set_title("change since the iteration began, nats per answer")
-    _boundaries(run, [level, shift], phases)
+    boundaries(run, [level, shift], phases)
     end_labels(level, ends["logprob"])
     end_labels(shift, ends["shift"])
     title = "Real and synthetic log-probs"
@@ -36,19 +36,19 @@ def logprob_plot(run: Run) -> Plot | None:
     caption = (
         "Mean over each step's answers. Self-play should lift the real line and lower the synthetic one; if "
         "both fall below 0 in the lower panel, the margin grows by likelihood displacement. At each boundary "
-        "the player becomes the opponent and new answers are generated." + _binned(run, phases)
+        "the player becomes the opponent and new answers are generated." + step_caption(run, phases)
     )
     return Plot("logprobs", title, to_svg(made, "logprobs", title, said), caption)
 
 
 def loss_plot(run: Run) -> Plot | None:
     """SPIN loss and margin, each in its own panel."""
-    phases = _played(run, "spin_loss")
+    phases = phases_with(run, "spin_loss")
     if not phases:
         return None
     made, (loss, margin) = figure(2, 4.4, sharex=True)
-    _series(run, loss, phases, "spin_loss", INK, "-")
-    last = _series(run, margin, phases, "margin", GREEN, "-")
+    series(run, loss, phases, "spin_loss", INK, "-")
+    last = series(run, margin, phases, "margin", GREEN, "-")
     shape = str(run.setting("selfplay", "loss") or "logistic")
     start = LOSS_AT_ZERO.get(shape)
     if start is not None:
@@ -56,7 +56,7 @@ def loss_plot(run: Run) -> Plot | None:
     margin.axhline(0, color=MUTED, linewidth=1.1, linestyle=":")
     loss.set_title("SPIN loss")
     margin.set_title("margin, real − synthetic")
-    _boundaries(run, [loss, margin], phases)
+    boundaries(run, [loss, margin], phases)
     end_labels(loss, [(start, f"ℓ(0) = {start:.3g}", MUTED)] if start is not None else [])
     end_labels(margin, [(last, "margin", GREEN)] if last is not None else [])
     title = "SPIN loss and margin"
@@ -64,12 +64,13 @@ def loss_plot(run: Run) -> Plot | None:
     caption = (
         "Losses of different iterations are not comparable, and none is comparable with NLL: each is "
         "measured against its own opponent, and starts where the player equals it, at margin 0 and loss ℓ(0). "
-        "Shown without the anchor. A falling loss is no evidence of a better player." + _binned(run, phases)
+        "Shown without the anchor. A falling loss is no evidence of a better player." + step_caption(run, phases)
     )
     return Plot("loss", title, to_svg(made, "loss", title, said), caption)
 
 
-def _played(run: Run, key: str) -> list[str]:
+def phases_with(run: Run, key: str) -> list[str]:
+    """The learning phases whose steps have this number."""
     phases = [f"{t}/player" for t in run.iterations]
     return [phase for phase in phases if any(number(row, key) is not None for row in run.steps.get(phase, []))]
 
@@ -82,7 +83,7 @@ def _offsets(run: Run, phases: Sequence[str]) -> list[float]:
     return ends
 
 
-def _series(run: Run, axis: Any, phases: Sequence[str], key: str, colour: str, style: str) -> float | None:
+def series(run: Run, axis: Any, phases: Sequence[str], key: str, colour: str, style: str) -> float | None:
     """One line per phase, broken at the boundaries; the last value."""
     last = None
     for offset, phase in zip(_offsets(run, phases), phases, strict=False):
@@ -106,12 +107,13 @@ def _bin(points: int) -> int:
     return max(1, math.ceil(points / MOST_POINTS))
 
 
-def _binned(run: Run, phases: Sequence[str]) -> str:
+def step_caption(run: Run, phases: Sequence[str]) -> str:
+    """How many steps a point stands for, if it is more than one."""
     size = max(_bin(len(run.steps[phase])) for phase in phases)
     return f" Drawn as means of {size} steps." if size > 1 else ""
 
 
-def _boundaries(run: Run, axes: Sequence[Any], phases: Sequence[str]) -> None:
+def boundaries(run: Run, axes: Sequence[Any], phases: Sequence[str]) -> None:
     """A line where each iteration begins, its name at the top, the steps below; fixes the limits."""
     ends = _offsets(run, phases)
     low, high = axes[0].get_ylim()

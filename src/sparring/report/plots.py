@@ -12,6 +12,7 @@ from typing import Any
 from sparring.report.plot_players import answers_plot, exact_plot, seconds_plot
 from sparring.report.plot_steps import logprob_plot, loss_plot
 from sparring.report.records import Run, number
+from sparring.report.rewarded import policy_plot, reward_plot
 from sparring.report.svg import INK, MUTED, PAPER, REAL, Plot, brief, drawing, figure, to_svg
 from sparring.report.tables import fixed
 
@@ -24,6 +25,8 @@ def draw(run: Run) -> list[Plot]:
 
 def nll_plot(run: Run) -> Plot | None:
     """Held-out NLL: base and θ_0 on their own scale, then each iteration's two stages from θ_0 on."""
+    if run.rewarded:
+        return None  # beside reward, in its plot
     known = {player: value for player, row in run.scores.items() if (value := number(row, "nll")) is not None}
     played = [str(t) for t in run.iterations if _opponent_nll(run, str(t)) is not None]
     before = [player for player in ("base", run.start) if player in known]
@@ -122,6 +125,8 @@ def _play_panel(run: Run, axis: Any, played: Sequence[str]) -> None:
 
 
 PLOTS: tuple[Callable[[Run], Plot | None], ...] = (
+    reward_plot,
+    policy_plot,
     nll_plot,
     logprob_plot,
     loss_plot,

@@ -76,6 +76,11 @@ class Run:
         return "base" if "base" in self.scores or self.setting("sft", "epochs") == 0 else "sft"
 
     @property
+    def rewarded(self) -> bool:
+        """Whether it learns from rewards, and not by self-play."""
+        return isinstance(self.config.get("reinforce"), dict)
+
+    @property
     def finished(self) -> bool:
         return self.best is not None
 
@@ -99,7 +104,7 @@ class Run:
 
     def opponent(self, player: str) -> str | None:
         """Who generated the synthetic answers that `player` was trained on; None before self-play."""
-        if not player.isdecimal():
+        if not player.isdecimal() or self.rewarded:
             return None
         return self.start if player == "0" else str(int(player) - 1)
 
@@ -116,7 +121,9 @@ def read_run(folder: Path) -> Run:
     scores: dict[str, Row] = {}
     tests: dict[str, Row] = {}
     costs: dict[str, Row] = {}
+    rewards: dict[str, Row] = {}
     named = {"scores": (scores, "player"), "test": (tests, "which"), "quantisation": (costs, "event")}
+    named["reward"] = (rewards, "player")
     warnings: dict[tuple[str, str], None] = {}
     unreadable = 0
     for row in read_lines(folder / "metrics.jsonl"):
@@ -134,6 +141,8 @@ def read_run(folder: Path) -> Run:
             warnings[text(phase), text(row.get("text"))] = None
         elif event is None:
             unreadable += 1
+    for player, row in rewards.items():
+        scores[player] = {**row, **scores.get(player, {})}
     return Run(
         folder=folder,
         lock=lock,

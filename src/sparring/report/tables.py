@@ -22,6 +22,8 @@ KINDS = {  # the last part of a phase's name: what was done in it
     "player": "learning",
     "played": "generation",
     "pairs": "scoring",
+    "rewards": "scoring",
+    "scored": "scoring",
 }
 
 
@@ -131,10 +133,16 @@ def _one(value: float | None) -> str:
     return fixed(value, 1)
 
 
+def _reward(row: Row) -> Cell:
+    return Cell(fixed(number(row, "reward")), interval(number(row, "reward_low"), number(row, "reward_high")))
+
+
 COLUMNS = (
+    Column("reward [95 %]", "held out, the scorer's mean", _reward, "real_reward", optional=True),
     Column("NLL [95 %]", "held out, nats per token; lower is better", _nll),
     Column("Δ vs SFT [95 %]", "paired by prompt; below 0 is better", _difference),
     Column("KL to θ₀", "sampled, nats per answer", _plain("kl_start", _three)),
+    Column("entropy", "nats per token", _plain("entropy", _three), optional=True),
     Column("accuracy", "real against its opponent's", _plain("accuracy", percent)),
     Column("match", "answers that match the real one", _plain("match", percent), optional=True),
     Column("length", "mean answer tokens", _plain("length", _one), "real_length"),
@@ -170,6 +178,7 @@ def columns(run: Run) -> list[Column]:
     """The columns that this run can fill; exact ones only in the laboratory."""
     laboratory = any(exact(row) for row in run.scores.values())
     shown = [column for column in COLUMNS if laboratory or not column.exact]
+    shown = [column for column in shown if not (run.rewarded and column.heading == "accuracy")]
     rows = run.scores.values()
     shown = [c for c in shown if not c.optional or any(c.cell(row).figure != MISSING for row in rows)]
     if run.start == "base":  # fine-tuning is off, so the base is θ_0
@@ -224,6 +233,7 @@ def kind(phase: str) -> str:
 def phase_label(phase: str) -> str:
     """ "0/played" → "iteration 0: play"."""
     verbs = {"played": "play", "pairs": "score pairs", "player": "learn", "scores": "judge"}
+    verbs |= {"rewards": "reward", "scored": "score tokens"}
     head, slash, tail = phase.partition("/")
     if slash and head.isdecimal():
         return text(f"iteration {head}: {verbs.get(tail, tail)}")

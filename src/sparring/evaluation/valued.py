@@ -1,0 +1,102 @@
+"""The judge phase of reinforcement learning: the yardsticks of every player, and what the scorer thinks of it.
+
+Warns of what rewards are known to do to a player: KL, length, entropy, and rewards that rise at the answers' cost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparring.config_reinforce import ReinforceConfig
+from sparring.evaluation.judge import judge, read_judged
+from sparring.evaluation.statistics import per_token
+from sparring.files import write_atomic
+from sparring.rewarding import scorer_of, settings_of, worth
+from sparring.rewards.scorer import Answered
+from sparring.run import Event, Phase
+from sparring.session import Session
+
+
+def judge_reward(
+    session: Session, folder: Path, data: Phase, player: Phase | None, start: Phase, first: Phase | None,
+    *, label: str, scorer: str,
+) -> Event:  # fmt: skip
+    """`judge`, and the scorer's mean over the held-out answers; rewards.jsonl holds it prompt by prompt.
+
+    first  theta_0's own judgement, against which reward, length and entropy are compared; None: this is it, or the base
+    """
+    facts = judge(session, folder, data, player, start, None, label=label, iteration=None)
+    if not session.crew.writes:
+        return {}
+    seen = next(event for event in session.run.events() if event["event"] == "scores")
+    given, prompts, said = (
+        scorer_of(session.config, session.renderer),
+        session.prompts(data, "eval"),
+        read_judged(folder),
+    )
+    pairs = list(zip(prompts, said, strict=True))
+    values = iter(worth(given, [Answered(p.prompt_ids, ids, p.real_ids) for p, row in pairs for ids in row["ids"]]))
+    means = [sum(next(values) for _ in row["ids"]) / len(row["ids"]) for row in said]
+    real = worth(given, [Answered(p.prompt_ids, p.real_ids, p.real_ids) for p in prompts])
+    tokens = sum(len(ids) for row in said for ids in row["ids"])
+    found = {
+        "scorer": scorer,
+        **_interval(means, "reward"),
+        "real_reward": sum(real) / len(real),
+        "entropy": -sum(value for row in said for value in row["logprobs"]) / tokens,
+        "reward_difference": first and _difference(means, _means(first)),
+    }
+    write_atomic(folder / "rewards.jsonl", "".join(json.dumps({"reward": value}) + "\n" for value in means))
+    session.run.log({"event": "reward", "player": seen["player"], **found})
+    kept = {"reward": found["reward"], "entropy": found["entropy"], "length": seen["length"], "kl": seen["kl_start"]}
+    if first is not None:
+        for text in alarms(settings_of(session), label, {**seen, **found}, first.facts):
+            session.run.warn(text)
+    return {**facts, **kept}
+
+
+def alarms(config: ReinforceConfig, label: str, mine: Event, first: Event) -> list[str]:
+    """What a reader must not miss about a player, against theta_0's facts; each a sentence."""
+    found = []
+    if config.kl_alarm is not None and mine["kl_start"] > config.kl_alarm:
+        found.append(f"{label}: KL to θ_0 is {mine['kl_start']:.1f} nats per answer (alarm {config.kl_alarm:g})")
+    ratio = mine["length"] / first["length"]
+    if config.length_alarm is not None and not 1 / config.length_alarm <= ratio <= config.length_alarm:
+        found.append(
+            f"{label}: answers are {mine['length']:.1f} tokens long, θ_0's {first['length']:.1f}: the scorer may be "
+            f"pleased by {'long' if ratio > 1 else 'short'} answers"
+        )
+    if config.entropy_alarm is not None and mine["entropy"] < config.entropy_alarm * first["entropy"]:
+        found.append(
+            f"{label}: entropy collapsed to {mine['entropy']:.3f} nats per token, θ_0's is {first['entropy']:.3f}: it "
+            "says nearly always the same, and groups of equal answers teach nothing"
+        )
+    gain, loss = mine["reward_difference"], mine["nll_difference"]
+    if gain and loss and gain["low"] > 0 and loss["low"] > 0:
+        found.append(
+            f"{label}: reward rose by {gain['mean']:.3f} [{gain['low']:.3f}, {gain['high']:.3f}] while held-out NLL of "
+            f"real answers rose by {loss['mean']:.4f} [{loss['low']:.4f}, {loss['high']:.4f}] per token: the scorer is "
+            "pleased at their cost, or is being cheated; read the answers"
+        )
+    return found
+
+
+def _interval(means: Sequence[float], name: str) -> Event:
+    found = per_token([-value for value in means], [1] * len(means)) or (None, None)
+    return {name: sum(means) / len(means), f"{name}_low": found[0], f"{name}_high": found[1]}
+
+
+def _difference(mine: Sequence[float], theirs: Sequence[float]) -> Event | None:
+    found = _interval([a - b for a, b in zip(mine, theirs, strict=True)], "mean")
+    return (
+        None
+        if found["mean_low"] is None
+        else {"mean": found["mean"], "low": found["mean_low"], "high": found["mean_high"]}
+    )
+
+
+def _means(judged: Phase) -> list[float]:
+    lines = (judged.folder / "rewards.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["reward"] for line in lines]

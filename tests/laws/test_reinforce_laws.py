@@ -1,0 +1,292 @@
+"""Reinforcement learning on the laboratory: what must hold at run time, and that breaking it stops the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparring.data.pairs import Group, Played, Rewarded, Rows, write_rows
+from sparring.errors import ConfigError, LawBroken, RewardError
+from sparring.evaluation.valued import alarms, judge_reward
+from sparring.generation.play import played_rows
+from sparring.improving import improve
+from sparring.learning import fine_tune
+from sparring.policy_task import PolicyTask
+from sparring.preparing import prepare_data
+from sparring.reinforce import check_config, reinforce
+from sparring.rewarding import play_groups, reward, score_groups, scorer_of, settings_of, worth
+from sparring.rewards.scorer import Answered
+from sparring.run import Phase
+from sparring.session import Session
+from tests.laws import lab
+
+SMALL = ["reinforce.samples=4", "reinforce.lr=2e-3", "reinforce.batch_size=8", "reinforce.iterations=2"]
+
+
+class Game:
+    """The phases of a run, one by one, as `reinforce` calls them."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.scorer = session, scorer_of(session.config, session.renderer).label
+        self.data = session.once("data", prepare_data)
+        self.start = session.once("sft", fine_tune, self.data)
+
+    def scored(self, player: Phase, t: int) -> tuple[Phase, Phase, Phase]:
+        """(played, rewards, scored) of an iteration."""
+        once = self.session.once
+        played = once(f"{t}/played", play_groups, self.data, player, iteration=t)
+        rewards = once(f"{t}/rewards", reward, played, scorer=self.scorer)
+        return played, rewards, self.score(player, played, rewards, t)
+
+    def score(self, player: Phase, played: Phase, rewards: Phase, t: int) -> Phase:
+        """The groups of an iteration."""
+        given = (self.data, player, self.start, played, rewards)
+        return self.session.once(f"{t}/scored", score_groups, *given, iteration=t)
+
+    def learnt(self, player: Phase, scored: Phase, t: int) -> Phase:
+        """The next player."""
+        return self.session.once(f"{t}/player", improve, player, scored, self.data, iteration=t)
+
+
+@pytest.fixture
+def game(tmp_path: Path) -> Iterator[Game]:
+    with lab.session(tmp_path, *SMALL) as session:
+        yield Game(session)
+
+
+def groups_of(phase: Phase) -> Rows[Group]:
+    return Rows([phase.folder / "groups.arrow"], Group)
+
+
+def task_of(game: Game, rows: Rows[Group], **changes: Any) -> PolicyTask:
+    settings = settings_of(game.session).model_copy(update=changes)
+    return PolicyTask(game.session.ring.base, rows, settings, 16, 4096)
+
+
+def test_the_first_step_has_the_known_loss_and_the_policy_gradient(game: Game) -> None:
+    """At ratio 1 the loss is -mean(A) over tokens, its gradient that of -A·log p, and KL to theta_0 is 0."""
+    _, _, scored = game.scored(game.start, 0)
+    rows, ring = groups_of(scored), game.session.ring
+    ring.challenge(game.session.player(game.start), seed=1)
+    items = list(range(min(6, len(rows))))
+    task = task_of(game, rows, beta=0.5)
+    loss, metrics = task.loss(ring.model, items)
+    terms = [(a, len(ids)) for i in items for a, ids in zip(rows[i].advantages, rows[i].answer_ids, strict=True)]
+    known = -sum(a * n for a, n in terms) / sum(n for _, n in terms)
+    assert loss.item() / task.weight(items) == pytest.approx(known, abs=1e-4)
+    assert metrics["kl"][0] == pytest.approx(0, abs=1e-5)
+    assert metrics["clipped"][0] == 0
+    loss.backward()
+    mine = {name: p.grad.clone() for name, p in ring.trainable().items() if p.grad is not None}
+    ring.model.zero_grad()
+    from sparring.models.scoring import answer_tokens
+    from sparring.policy_task import group_rows
+
+    logprob_N, tokens_A = answer_tokens(ring.model, ring.base, [row for i in items for row in group_rows(rows[i])])
+    advantage_A = torch.tensor([a for a, _ in terms], dtype=torch.float64)
+    (-(advantage_A.repeat_interleave(tokens_A) * logprob_N).sum()).backward()
+    for name, parameter in ring.trainable().items():
+        if parameter.grad is not None and name in mine:
+            assert torch.allclose(mine[name], parameter.grad, atol=1e-3 * float(parameter.grad.abs().max() + 1e-6)), (
+                name
+            )
+
+
+def test_a_group_of_equal_rewards_has_exactly_no_gradient(game: Game, tmp_path: Path) -> None:
+    _, _, scored = game.scored(game.start, 0)
+    rows = groups_of(scored)
+    flat = [replace(row, advantages=[0.0] * len(row.advantages)) for row in rows[:3]]
+    write_rows(tmp_path / "flat.arrow", flat, Group)
+    game.session.ring.challenge(game.session.player(game.start), seed=1)
+    loss, _ = task_of(game, Rows([tmp_path / "flat.arrow"], Group), beta=0.0).loss(game.session.ring.model, [0, 1, 2])
+    loss.backward()
+    assert loss.item() == 0
+    assert all((p.grad == 0).all() for p in game.session.ring.trainable().values() if p.grad is not None)
+
+
+def test_groups_of_equal_rewards_are_skipped_and_counted(game: Game) -> None:
+    played, rewards, scored = game.scored(game.start, 0)
+    given = Rows([rewards.folder / "rewards.arrow"], Rewarded)[:]
+    equal = sum(len(set(row.rewards)) == 1 for row in given)
+    assert 0 < equal < len(given), "or this shows nothing"
+    assert scored.facts["skipped"] == equal
+    assert scored.facts["groups"] == len(groups_of(scored)) == len(given) - equal
+    for row in groups_of(scored)[:]:
+        assert abs(sum(row.advantages)) < 1e-9
+        assert [len(ids) for ids in row.answer_ids] == [len(tokens) for tokens in row.sampled]
+    assert len(played_rows(played.folder)) == len(given)
+
+
+def test_after_the_first_iteration_theta_0_is_scored_apart(game: Game) -> None:
+    _, _, scored = game.scored(game.start, 0)
+    player = game.learnt(game.start, scored, 0)
+    _, _, again = game.scored(player, 1)
+    first, second = groups_of(scored)[0], groups_of(again)[0]
+    assert first.sampled == first.start
+    assert second.sampled != second.start
+    assert sorted(path.name for path in again.folder.glob("*.arrow")) == ["groups.arrow"]
+
+
+def test_other_weights_break_the_ratio(game: Game) -> None:
+    _, _, scored = game.scored(game.start, 0)
+    ring = game.session.ring
+    ring.challenge(game.session.player(game.start), seed=1)
+    with torch.no_grad():
+        for parameter in ring.trainable().values():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    task = task_of(game, groups_of(scored))
+    _, metrics = task.loss(ring.model, list(range(4)))
+    means = {name: value / count for name, (value, count) in metrics.items()}
+    with pytest.raises(LawBroken, match=r"law 1: at the first step .* so the ratio is not 1"):
+        task.inspect(1, dict(means))
+    task.inspect(2, dict(means))
+
+
+def test_answers_that_were_changed_are_refused(game: Game) -> None:
+    played, rewards, _ = game.scored(game.start, 0)
+    rows = played_rows(played.folder)[:]
+    wrong = [replace(row, logprobs=[value - 3 for value in row.logprobs]) for row in rows]
+    for shard in played.folder.glob("shard-*.arrow"):
+        shard.unlink()
+    write_rows(played.folder / "shard-00000.arrow", wrong, Played)
+    given = (game.data, game.start, game.start, played, rewards)
+    with pytest.raises(
+        LawBroken, match="law 5: the answers' log-probs when they were sampled and when they are scored"
+    ):
+        game.session.once("9/scored", score_groups, *given, iteration=0)
+
+
+def test_another_players_answers_are_refused(game: Game) -> None:
+    played, rewards, scored = game.scored(game.start, 0)
+    player = game.learnt(game.start, scored, 0)
+    given = (game.data, player, game.start, played, rewards)
+    with pytest.raises(LawBroken, match="law 11: these answers were played by"):
+        game.session.once("9/scored", score_groups, *given, iteration=0)
+    with pytest.raises(LawBroken, match="law 11: the groups were scored by"):
+        game.session.once("9/player", improve, player, scored, game.data, iteration=0)
+
+
+# ---------------------------------------------------------------- a whole run
+
+
+def test_reward_rises_and_the_best_is_chosen_by_it(tmp_path: Path) -> None:
+    settings = [
+        'data.split="[:120]"',
+        "data.eval_limit=40",
+        "sft.epochs=3",
+        "evaluation.samples=4",
+        "reinforce.samples=8",
+    ]
+    with lab.session(tmp_path, *SMALL, *settings, "reinforce.iterations=3") as session:
+        best = reinforce(session)
+        events = [json.loads(line) for line in (session.run.folder / "metrics.jsonl").read_text().splitlines()]
+    rewards = {event["player"]: event["reward"] for event in events if event["event"] == "reward"}
+    chosen = json.loads((best.folder / "best.json").read_text())
+    assert chosen["metric"] == "reward"
+    assert rewards[chosen["player"]] == max(value for name, value in rewards.items() if name != "base")
+    assert chosen["player"] != "sft"
+    steps = [event for event in events if event["event"] == "step" and "kl" in event]
+    assert steps[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert steps[-1]["kl"] > 0.001
+
+
+def test_kl_ends_an_iteration(tmp_path: Path) -> None:
+    with lab.session(tmp_path, *SMALL, "reinforce.kl_limit=0.001", "reinforce.iterations=1") as session:
+        reinforce(session)
+        stopped = json.loads((session.run.folder / "0/player/phase.json").read_text())["facts"]["stopped"]
+    assert stopped.startswith("KL to θ_0 is ")
+
+
+def test_with_equal_rewards_everywhere_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparring.rewards.local import Validity
+
+    monkeypatch.setattr(Validity, "_valid", lambda self, one: True)
+    with lab.session(tmp_path, *SMALL) as session:
+        best = reinforce(session)
+        log = (session.run.folder / "metrics.jsonl").read_text()
+        assert not (session.run.folder / "0/player").exists()
+    assert best.facts["player"] == "sft"
+    assert "nothing is left to learn from" in log
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "reinforce"])
+def test_every_algorithm_learns(algorithm: str, tmp_path: Path) -> None:
+    with lab.session(tmp_path, *SMALL, f"reinforce.algorithm={algorithm}", "reinforce.prompts=20") as session:
+        reinforce(session)
+        facts = json.loads((session.run.folder / "1/scored/phase.json").read_text())["facts"]
+        drawn = [played_rows(session.run.folder / f"{t}/played")[0].key for t in (0, 1)]
+    assert facts["groups"] + facts["skipped"] == 20
+    assert drawn[0] != drawn[1], "prompts are drawn anew"
+
+
+# ---------------------------------------------------------------- guard rails and bad input
+
+
+def facts(**changes: Any) -> dict[str, Any]:
+    zero = {"mean": 0.0, "low": -1.0, "high": 1.0}
+    usual = {"kl_start": 1.0, "length": 10.0, "entropy": 1.0, "reward_difference": zero, "nll_difference": zero}
+    return usual | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"kl_start": 11.0}, "KL to θ_0 is 11.0 nats per answer"),
+        ({"length": 16.0}, "pleased by long answers"),
+        ({"length": 6.0}, "pleased by short answers"),
+        ({"entropy": 0.2}, "entropy collapsed to 0.200"),
+        (
+            {
+                "reward_difference": {"mean": 0.2, "low": 0.1, "high": 0.3},
+                "nll_difference": {"mean": 0.05, "low": 0.02, "high": 0.08},
+            },
+            "reward rose by 0.200 [0.100, 0.300] while held-out NLL of real answers rose by 0.0500",
+        ),
+    ],
+)
+def test_alarms(game: Game, changes: dict[str, Any], said: str) -> None:
+    settings = settings_of(game.session)
+    assert alarms(settings, "θ_1", facts(), facts()) == []
+    found = alarms(settings, "θ_1", facts(**changes), facts())
+    assert len(found) == 1
+    assert said in found[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"), [([float("nan")], "gave nan for an answer"), ([1.0, 2.0], "gave 2 scores")]
+)
+def test_a_scorer_that_gives_no_number_is_named(values: list[float], said: str) -> None:
+    class Odd:
+        label = "odd"
+
+        def __call__(self, answers: Any) -> list[float]:
+            return values
+
+    with pytest.raises(RewardError, match=said):
+        worth(Odd(), [Answered([1], [2], [3])])
+
+
+def test_what_cannot_be_learnt_so_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="learns from samples of the player itself"):
+        check_config(lab.config(tmp_path, "generation.temperature=0.7"))
+    with pytest.raises(ConfigError, match="compares the answers of a group"):
+        lab.config(tmp_path, "reinforce.samples=1")
+    chat = lab.config(tmp_path, "data.render=chat", "reinforce.reward=validity")
+    with pytest.raises(ConfigError, match="validity is known only in the laboratory"):
+        scorer_of(chat, None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"needs evaluation\.match"):
+        scorer_of(lab.config(tmp_path, "reinforce.reward=match"), None)  # type: ignore[arg-type]
+
+
+def test_held_out_reward_has_an_interval(game: Game) -> None:
+    once, label = game.session.once, game.session.first
+    first = once("sft-scores", judge_reward, game.data, game.start, game.start, None, label=label, scorer=game.scorer)
+    assert 0 <= first.facts["reward"] <= 1
+    lines = (first.folder / "rewards.jsonl").read_text().splitlines()
+    assert len(lines) == len(game.session.prompts(game.data, "eval"))
