@@ -66,6 +66,7 @@ def test_help_loads_nothing_heavy() -> None:
         "export",
         "lab",
         "chat",
+        "dpo",
     ):
         assert f"\n  {verb} " in found.stdout
 
@@ -98,6 +99,7 @@ SURFACE = {
         "--runs",
     },
     "compare": {"--axis"},
+    "dpo": {"--json"},
     "merge": {"--out", "--iteration", "--dtype", "--force", "--runs", "--json"},
     "export": {
         "--to",

@@ -11,17 +11,19 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sparring.cli_chat import app as chat
+from sparring.cli_dpo import app as dpo
 from sparring.cli_evaluate import app as evaluate
 from sparring.cli_export import app as export
 from sparring.cli_lab import lab
-from sparring.errors import SparringError
+from sparring.cli_runs import ConfigArgument, JsonOption, Overrides, carry_out, conclude, follows, given_config
+from sparring.errors import ConfigError, SparringError
 
 if TYPE_CHECKING:
     from sparring.config import Config
@@ -39,15 +41,10 @@ app.add_typer(lab, name="lab")
 app.add_typer(chat)
 app.add_typer(evaluate)  # sample, judge, bench, mt-bench
 app.add_typer(export)  # merge
+app.add_typer(dpo)
 
-ConfigArgument = Annotated[
-    str | None,
-    typer.Argument(metavar="[CONFIG.yaml]", help="the config; without one, the embedded laboratory"),
-]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=value …]", help="settings to change")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="a run's folder or name, or `last`")]
 RunsOption = Annotated[str, typer.Option("--runs", help="the folder that holds the runs")]
-JsonOption = Annotated[bool, typer.Option("--json", help="events as JSON lines, for machines")]
 
 
 @app.command()
@@ -62,35 +59,14 @@ def run(
     if dry_run:
         _check(settings, as_json)
         return
-    from sparring import console
-    from sparring.job import run_job
+    from sparring.selfplay import self_play
 
     if settings.compare is not None:
         from sparring.study import Study
 
         Study(settings)  # what is wrong with the comparison is said before the run
-    from sparring.report.findings import verdict
-
-    if _follows():
-        run_job(settings)
-        return
-    speak = console.listener(as_json)
-    command = shlex.join(["sparring", *sys.argv[1:]])
-    with speak if isinstance(speak, console.Bars) else nullcontext():
-        folder = run_job(settings, [speak], command)
-    if as_json:
-        speak(
-            {
-                "event": "done",
-                "run": str(folder),
-                "report": str(folder / "report.html"),
-                "verdict": verdict(folder),
-            }
-        )
-        return
-    print()
-    _conclusion(folder, folder / "report.html")
-    if settings.compare is not None:
+    carry_out(settings, self_play, as_json)
+    if settings.compare is not None and not as_json and not follows():
         print()
         _compare(settings)
 
@@ -149,41 +125,24 @@ def report(which: RunArgument = "last", folder: RunsOption = "runs") -> None:
             _told(write_study(place).parent)
             return
     found = find_run(which, Path(folder))
-    _conclusion(found, write_report(found))
+    conclude(found, write_report(found))
 
 
 # ---------------------------------------------------------------- helpers
 
 
-def _follows() -> bool:
-    """Whether this is one of several processes, and not the one that speaks."""
-    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
-
-
-def _is_override(word: str) -> bool:
-    """Whether what stands in a config's place is a setting of the embedded default."""
-    return "=" in word and not Path(word).exists()
-
-
 def _config(config: str | None, overrides: list[str] | None, embedded: list[str] | None = None) -> Config:
-    """The config named on the command line; a first argument `a.b=value` belongs to the embedded default.
-
-    embedded  settings that the embedded default has for this verb
-    """
-    from sparring.configfile import read_config
-    from sparring.laboratory import default_config
-
-    changes = list(overrides or [])
-    if config is not None and _is_override(config):
-        changes.insert(0, config)
-        config = None
-    return read_config(config, changes) if config else read_config(default_config(), [*(embedded or []), *changes])
+    """The config of a run of self-play."""
+    settings = given_config(config, overrides, embedded)
+    if settings.dpo is not None:
+        raise ConfigError("the section dpo is for another verb: use `sparring dpo` with this config, or take it out")
+    return settings
 
 
 def _check(settings: Config, as_json: bool) -> None:
     from sparring.plan import plan
 
-    if _follows():
+    if follows():
         return
     facts = plan(settings)
     if as_json:
@@ -211,25 +170,6 @@ def _told(folder: Path) -> None:
     print()
     print_table(*(cost_rows(study) if study.pairs else brief_rows(study)))
     print(f"\n{study.said('headline')}\nreport: {folder / 'report.html'}")
-
-
-def _conclusion(run: Path, page: Path) -> None:
-    """The result table, the verdict, the warnings, where the report is, and what must not be missed."""
-    from sparring.report.findings import last_line, verdict, warnings_of
-    from sparring.report.quantised import quantised_line
-    from sparring.report.records import read_run
-    from sparring.report.tables import result_rows
-    from sparring.terminal import print_table
-
-    print_table(*result_rows(run))
-    print(f"\n{verdict(run)}\n")
-    if cost := quantised_line(read_run(run)):
-        print(cost)
-    for warning in warnings_of(read_run(run)):
-        print(f"warning: {warning}")
-    print(f"report: {page}")
-    if said := last_line(run):
-        print(said)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from sparring.config import Config, decisive
 from sparring.crew import local_size, muster
 from sparring.data.load import Loaded, load
 from sparring.data.messages import Renderer
+from sparring.data.preferences import load_preferences
 from sparring.errors import InputError
 from sparring.evaluation.prompting.sheet import read_rules
 from sparring.files import digest
@@ -91,9 +92,10 @@ def identify(config: Config) -> Found:
     base_folder = find_base(config.model)
     renderer = load_renderer(base_folder, config.model)
     quantised = check_quantised(read_config(base_folder, config.model), config)
-    loaded = load(config.data, config.seed)
+    prefers = config.dpo is not None
+    loaded = load_preferences(config.data, config.seed, renderer) if prefers else load(config.data, config.seed)
     device, dtype = choose_device(config.model)
-    same = {
+    same: dict[str, Any] = {
         **decisive(config),
         "computed on": f"{device.type} in {str(dtype).removeprefix('torch.')}",
         **({"base quantised to": described(quantised, config.model)} if quantised else {}),
@@ -103,6 +105,8 @@ def identify(config: Config) -> Found:
     }
     if config.evaluation.prompting.style == "rules":
         same["rules fingerprint"] = digest(read_rules(config.evaluation.prompting))
+    if config.dpo is not None:
+        same["dpo"] = {**config.dpo.model_dump(mode="json"), "ties": config.data.ties}
     if config.start is not None:
         same["start fingerprint"] = fingerprint_start(config)
     words = quantised and described(quantised, config.model)
@@ -114,16 +118,18 @@ def run_job(
     listeners: Sequence[Callable[[Event], None]] = (),
     command: str = "",
     like: Path | None = None,
+    work: Callable[[Session], Any] = self_play,
 ) -> Path:
     """The whole job; returns the run folder. Called again after a kill, it goes on from there.
 
     In each process that torchrun or accelerate started it does a part of the job, and one writes.
     command  what the user typed, for the report
     like     another run's folder, with the same beginning
+    work     what is done in the open session
     """
     with muster() as crew, Run(run_folder(config), crew) as run:
         run.listeners += listeners
-        self_play(open_session(config, run, command, like))
+        work(open_session(config, run, command, like))
         run.gather()
         if crew.writes:
             write_report(run.folder)
