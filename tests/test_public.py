@@ -76,7 +76,7 @@ SURFACE = {
     "check": {"--json"},
     "runs": {"--runs", "--json"},
     "report": {"--runs"},
-    "judge": {"--judge", "--first", "--second", "--model", "--key-from", "--runs", "--json"},
+    "judge": {"--judge", "--first", "--second", "--model", "--key-from", "--people", "--runs", "--json"},
     "bench": {
         "--tasks",
         "--include-path",

@@ -35,13 +35,18 @@ def majority(votes: Votes) -> float | None:
 
 
 def tables(rows: Sequence[tuple[Hashable, float, float]]) -> Table:
-    """Counts [P, 3, 3] from (prompt, what one said, what the other said)."""
+    """Counts [P, 3, 3] from (prompt, what one said, what the other said).
+
+    Each row counts half either way round: which answer stands first says nothing, and κ must not depend on it. (Where
+    the chosen answer always stood first, one who always says "first" would agree by chance on nearly everything.)
+    """
     places: dict[Hashable, int] = {}
     for prompt, _, _ in rows:
         places.setdefault(prompt, len(places))
     counts = np.zeros((len(places), 3, 3))
     for prompt, mine, theirs in rows:
-        counts[places[prompt], SAID.index(mine), SAID.index(theirs)] += 1
+        for a, b in ((mine, theirs), (1 - mine, 1 - theirs)):
+            counts[places[prompt], SAID.index(a), SAID.index(b)] += 0.5
     return counts
 
 

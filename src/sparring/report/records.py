@@ -44,6 +44,7 @@ class Run:
 
     tests  what the test split said, by "best" and "last"
     quantisation  what quantising the base cost; empty if it is not quantised
+    preferred  what held-out pairs said of the player; empty but in a run of `sparring dpo`
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Run:
     scores: dict[str, Row] = field(default_factory=dict)
     tests: dict[str, Row] = field(default_factory=dict)
     quantisation: Row = field(default_factory=dict)
+    preferred: Row = field(default_factory=dict)
     warnings: tuple[tuple[str, str], ...] = ()
     unreadable: int = 0
 
@@ -74,6 +76,11 @@ class Run:
         if "sft" in self.scores or "sft" in self.steps:
             return "sft"
         return "base" if "base" in self.scores or self.setting("sft", "epochs") == 0 else "sft"
+
+    @property
+    def prefers(self) -> bool:
+        """Whether it learnt from pairs of a chosen and a rejected answer: nobody played."""
+        return isinstance(self.config.get("dpo"), dict)
 
     @property
     def finished(self) -> bool:
@@ -116,7 +123,9 @@ def read_run(folder: Path) -> Run:
     scores: dict[str, Row] = {}
     tests: dict[str, Row] = {}
     costs: dict[str, Row] = {}
+    prefers: dict[str, Row] = {}
     named = {"scores": (scores, "player"), "test": (tests, "which"), "quantisation": (costs, "event")}
+    named["preferred"] = (prefers, "player")
     warnings: dict[tuple[str, str], None] = {}
     unreadable = 0
     for row in read_lines(folder / "metrics.jsonl"):
@@ -134,6 +143,9 @@ def read_run(folder: Path) -> Run:
             warnings[text(phase), text(row.get("text"))] = None
         elif event is None:
             unreadable += 1
+    for player, row in prefers.items():
+        known = {key: value for key, value in row.items() if key.startswith("preference")}
+        scores[player] = scores.get(player, {}) | known
     return Run(
         folder=folder,
         lock=lock,
@@ -144,6 +156,7 @@ def read_run(folder: Path) -> Run:
         scores=dict(sorted(scores.items(), key=lambda item: player_order(item[0]))),
         tests=dict(sorted(tests.items())),
         quantisation=costs.get("quantisation", {}),
+        preferred=prefers.get("0", {}),
         warnings=tuple(warnings),
         unreadable=unreadable,
     )

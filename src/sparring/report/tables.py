@@ -22,6 +22,7 @@ KINDS = {  # the last part of a phase's name: what was done in it
     "player": "learning",
     "played": "generation",
     "pairs": "scoring",
+    "preferred": "judging",
 }
 
 
@@ -110,6 +111,12 @@ def _nll(row: Row) -> Cell:
     return Cell(fixed(number(row, "nll")), interval(number(row, "nll_low"), number(row, "nll_high")))
 
 
+def _preference(row: Row) -> Cell:
+    low, high = number(row, "preference_low"), number(row, "preference_high")
+    between = "" if low is None or high is None else f"[{fixed(100 * low, 1)}, {fixed(100 * high, 1)}]"
+    return Cell(percent(number(row, "preference")), between)
+
+
 def _difference(row: Row) -> Cell:
     found = difference(row)
     return Cell(MISSING) if found is None else Cell(fixed(found[0], sign=True), interval(*found[1:], sign=True))
@@ -136,6 +143,7 @@ COLUMNS = (
     Column("Δ vs SFT [95 %]", "paired by prompt; below 0 is better", _difference),
     Column("KL to θ₀", "sampled, nats per answer", _plain("kl_start", _three)),
     Column("accuracy", "real against its opponent's", _plain("accuracy", percent)),
+    Column("preference [95 %]", "held-out pairs the right way round", _preference, optional=True),
     Column("match", "answers that match the real one", _plain("match", percent), optional=True),
     Column("length", "mean answer tokens", _plain("length", _one), "real_length"),
     Column("end rate", "answers that end", _plain("end_rate", percent), "real_end_rate"),
@@ -172,6 +180,8 @@ def columns(run: Run) -> list[Column]:
     shown = [column for column in COLUMNS if laboratory or not column.exact]
     rows = run.scores.values()
     shown = [c for c in shown if not c.optional or any(c.cell(row).figure != MISSING for row in rows)]
+    if run.prefers:  # nobody played
+        shown = [column for column in shown if column.heading != "accuracy"]
     if run.start == "base":  # fine-tuning is off, so the base is θ_0
         shown = [replace(column, heading=column.heading.replace("SFT", "base")) for column in shown]
     return shown
@@ -223,7 +233,7 @@ def kind(phase: str) -> str:
 
 def phase_label(phase: str) -> str:
     """ "0/played" → "iteration 0: play"."""
-    verbs = {"played": "play", "pairs": "score pairs", "player": "learn", "scores": "judge"}
+    verbs = {"played": "play", "pairs": "score pairs", "player": "learn", "scores": "judge", "preferred": "judge pairs"}
     head, slash, tail = phase.partition("/")
     if slash and head.isdecimal():
         return text(f"iteration {head}: {verbs.get(tail, tail)}")
