@@ -96,7 +96,7 @@ def identify(config: Config) -> Found:
     loaded = load_preferences(config.data, config.seed, renderer) if prefers else load(config.data, config.seed)
     device, dtype = choose_device(config.model)
     same: dict[str, Any] = {
-        **decisive(config),
+        **_decisive(config),
         "computed on": f"{device.type} in {str(dtype).removeprefix('torch.')}",
         **({"base quantised to": described(quantised, config.model)} if quantised else {}),
         "base fingerprint": fingerprint_base(base_folder, config.model),
@@ -105,12 +105,19 @@ def identify(config: Config) -> Found:
     }
     if config.evaluation.prompting.style == "rules":
         same["rules fingerprint"] = digest(read_rules(config.evaluation.prompting))
-    if config.dpo is not None:
-        same["dpo"] = {**config.dpo.model_dump(mode="json"), "ties": config.data.ties}
     if config.start is not None:
         same["start fingerprint"] = fingerprint_start(config)
     words = quantised and described(quantised, config.model)
     return Found(config, base_folder, renderer, loaded, same, words, quantised in NAMES)
+
+
+def _decisive(config: Config) -> dict[str, Any]:
+    """The settings that decide the result; those of preference pairs only where there are any."""
+    found = decisive(config)
+    if config.dpo is None:
+        return found
+    data = {**found["data"], "ties": config.data.ties}
+    return {"dpo": config.dpo.model_dump(mode="json"), **found, "data": data}
 
 
 def run_job(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from sparring.config import DataConfig
 from sparring.data.load import Loaded
@@ -45,10 +46,9 @@ def run_pairs(config: DataConfig, renderer: Renderer) -> dict[str, Pairs]:
         train += _pairs(row.prompt_ids, row.real_ids, row.synthetic_ids, ends, source)
     held: Pairs = []
     judged = _judged(run, play)
-    lines = (run / judged / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    for index, (prompt, line) in enumerate(zip(_prompts(run), lines, strict=True)):
+    for index, (prompt, said) in enumerate(zip(_prompts(run), _answers(run, judged), strict=True)):
         source = f"{run.resolve().name}/{judged}[row {index}]"
-        held += _pairs(prompt.prompt_ids, prompt.real_ids, json.loads(line)["ids"], ends, source)
+        held += _pairs(prompt.prompt_ids, prompt.real_ids, said["ids"], ends, source)
     return {"train": train, "eval": held}
 
 
@@ -66,7 +66,7 @@ def _pairs(prompt: list[int], real: list[int], synthetic: list[list[int]], ends:
 def _play(config: DataConfig) -> tuple[Path, str]:
     """(the run's folder, the iteration whose opponent gave the answers)."""
     run = Path(config.train).expanduser()
-    known = sorted((path.parent.name for path in run.glob(f"*/played/{MARKER}")), key=int)
+    known = sorted((path.parent.parent.name for path in run.glob(f"*/played/{MARKER}")), key=int)
     if not known:
         raise DataError(f"{run} is a run in which nobody has played, so it has no pairs; finish it, or give another")
     if config.subset is not None and config.subset not in known:
@@ -87,10 +87,18 @@ def _prompts(run: Path) -> Rows[Prompt]:
     return Rows([run / "data" / "eval.arrow"], Prompt)
 
 
+def _answers(run: Path, judged: str) -> list[dict[str, Any]]:
+    """What a judged player said to the held-out prompts; DataError if it is not there yet."""
+    file = run / judged / "answers.jsonl"
+    if not file.exists():
+        raise DataError(f"{run} has not judged the opponent of its last iteration yet ({judged}); finish the run")
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 def _same_tokens(run: Path, renderer: Renderer) -> None:
     """Ids mean the same here and there: the template is the same, and the held-out prompts read the same."""
     theirs = same_of(run / LOCK)["template fingerprint"]
-    texts = [json.loads(line)["prompt"] for line in (run / "sft-scores" / "answers.jsonl").open(encoding="utf-8")]
+    texts = [row["prompt"] for row in _answers(run, "sft-scores")]
     read = [renderer.decode(prompt.prompt_ids) for prompt in _prompts(run)]
     if theirs != digest([renderer.template, renderer.end_ids]) or texts != read:
         raise DataError(
