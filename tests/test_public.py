@@ -68,6 +68,7 @@ def test_help_loads_nothing_heavy() -> None:
         "chat",
         "serve",
         "reinforce",
+        "dpo",
     ):
         assert f"\n  {verb} " in found.stdout
     assert "\n  import " in found.stdout
@@ -78,7 +79,7 @@ SURFACE = {
     "check": {"--json"},
     "runs": {"--runs", "--json"},
     "report": {"--runs"},
-    "judge": {"--judge", "--first", "--second", "--model", "--key-from", "--runs", "--json"},
+    "judge": {"--judge", "--first", "--second", "--model", "--key-from", "--people", "--runs", "--json"},
     "bench": {
         "--tasks",
         "--include-path",
@@ -102,6 +103,7 @@ SURFACE = {
     },
     "compare": {"--axis"},
     "import": {"--data", "--base", "--name", "--json"},
+    "dpo": {"--json"},
     "merge": {"--out", "--iteration", "--dtype", "--force", "--runs", "--json"},
     "export": {
         "--to",

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparring.cli_chat import app as chat
+from sparring.cli_dpo import app as dpo
 from sparring.cli_evaluate import app as evaluate
 from sparring.cli_export import app as export
 from sparring.cli_import import app as import_
 from sparring.cli_lab import lab
-from sparring.cli_serve import app as serve
-from sparring.errors import SparringError
 from sparring.cli_reinforce import app as reinforce
 from sparring.cli_runs import ConfigArgument, JsonOption, Overrides, carry_out, conclude, follows, given_config
+from sparring.cli_serve import app as serve
 from sparring.errors import ConfigError, SparringError
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ app.add_typer(evaluate)  # sample, judge, bench, mt-bench
 app.add_typer(export)  # methods, merge, export
 app.add_typer(import_)
 app.add_typer(serve)
-app.add_typer(export)  # merge
 app.add_typer(reinforce)
+app.add_typer(dpo)
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="a run's folder or name, or `last`")]
 RunsOption = Annotated[str, typer.Option("--runs", help="the folder that holds the runs")]
@@ -144,6 +144,8 @@ def _config(config: str | None, overrides: list[str] | None, embedded: list[str]
         raise ConfigError(
             "the section reinforce is for another verb: use `sparring reinforce` with this config, or take it out"
         )
+    if settings.dpo is not None:
+        raise ConfigError("the section dpo is for another verb: use `sparring dpo` with this config, or take it out")
     return settings
 
 

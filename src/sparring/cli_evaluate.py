@@ -44,6 +44,9 @@ def judge(
     second: Annotated[str, typer.Option(help="the same")] = "sft",
     model: Annotated[str | None, typer.Option(help="the model's name, for an endpoint")] = None,
     key_from: Annotated[str | None, typer.Option(help="environment variable with the endpoint's key")] = None,
+    people: Annotated[
+        Path | None, typer.Option(help="pairs that people judged: first, how far the judge agrees with them")
+    ] = None,
     folder: RunsOption = "runs",
     as_json: JsonOption = False,
 ) -> None:
@@ -52,7 +55,9 @@ def judge(
     from sparring.measuring import judge_run
 
     told = _counted if sys.stderr.isatty() else None
-    found = judge_run(find_run(which, Path(folder)), spec, first, second, model=model, key_from=key_from, told=told)
+    asked: dict[str, Any] = {"model": model, "key_from": key_from, "told": told, "people": people}
+    asked["trusted"] = None if as_json else lambda trust: print(trust.text(), flush=True)
+    found = judge_run(find_run(which, Path(folder)), spec, first, second, **asked)
     print(json.dumps(found.facts()) if as_json else found.text())
 
 

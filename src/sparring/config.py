@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sparring.config_compare import ArmConfig, AxisConfig, CompareConfig
+from sparring.config_dpo import DPOConfig
 from sparring.config_inputs import DataConfig, ModelConfig
 from sparring.config_reinforce import ReinforceConfig
 from sparring.evaluation.extract import extractor
@@ -72,7 +73,7 @@ class SelfPlayConfig(Section):
     """Algorithm 1. Lists give one value per iteration."""
 
     iterations: Annotated[int, Field(ge=0, le=1000)] = 2
-    loss: Literal["logistic", "hinge", "exponential", "correlation", "squared"] = "logistic"
+    loss: Literal["logistic", "hinge", "exponential", "correlation", "squared", "ipo"] = "logistic"
     reduction: Literal["sum", "mean"] = Field("sum", description="over an answer's token log-probs")
     beta: NonNegativeFloat | list[NonNegativeFloat] = Field(0.1, description="lambda in the paper")
     lr: PositiveFloat | list[PositiveFloat] = 1e-5
@@ -196,6 +197,7 @@ class Config(Section):
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
     optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    dpo: DPOConfig | None = Field(None, description="what `sparring dpo` does instead of self-play")
     compare: CompareConfig | None = Field(None, description="arms that `sparring compare` trains beside self-play")
     reinforce: ReinforceConfig | None = Field(None, description="what `sparring reinforce` does instead of self-play")
 
@@ -268,6 +270,10 @@ class Config(Section):
                     "give one value, or one per iteration"
                 )
         for t in range(play.iterations):
+            if at(play.beta, t) == 0 and play.loss == "ipo":
+                raise ValueError(
+                    f"selfplay.loss ipo divides by selfplay.beta, which is 0 in iteration {t}; give it a value above 0"
+                )
             if at(play.beta, t) == 0 and at(play.anchor, t) == 0:
                 raise ValueError(
                     f"selfplay.beta and selfplay.anchor are both 0 in iteration {t}, so nothing would be learnt; "
@@ -307,11 +313,12 @@ NEUTRAL = {
     "track": True,
     "start": True,
     "model": {"base", "revision", "template", "quantise", "double_quant"},
-    "data": {"train", "eval", "test"},
+    "data": {"train", "eval", "test", "ties"},  # ties: where there are preferences, identify adds it
     "selfplay": {"keep"},
     "evaluation": {"show": True, "prompting": {"rules"}},
     "compare": True,
     "reinforce": True,  # decides only what `sparring reinforce` makes, which adds it
+    "dpo": True,  # decides only what `sparring dpo` makes, which adds it
     "generation": {"batch_tokens"},
     "optimiser": {"micro_batch_tokens", "gradient_checkpointing", "save_every"},
 }

@@ -45,7 +45,16 @@ class DataConfig(Section):
     )
     test_limit: PositiveInt = Field(500, description="at most this many test prompts are used")
     format: Literal[
-        "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "text", "spin"
+        "auto",
+        "messages",
+        "sharegpt",
+        "alpaca",
+        "prompt_completion",
+        "question_answer",
+        "text",
+        "spin",
+        "chosen_rejected",
+        "comparison",
     ] = "auto"
     columns: dict[str, str] = Field(default_factory=dict, description="our name: the file's name")
     turns: Literal["last", "first", "all"] = Field("last", description="which assistant turns are answers")
@@ -60,3 +69,6 @@ class DataConfig(Section):
         "drop", description="truncate cuts the answer and leaves its end token out"
     )
     bad_rows: Literal["error", "skip"] = "error"
+    ties: Literal["error", "drop", "half"] = Field(
+        "error", description="preferences: where people chose neither answer; half: each is chosen by half"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from sparring.run import Event
@@ -17,19 +18,29 @@ TITLES = {
     "scored": "score: log-probs of every token",
     "pairs": "score: log-probs under the opponent",
     "player": "learn: tell real answers from the opponent's",
+    "preferred": "judge on held-out pairs",
     "scores": "judge on held-out prompts",
     "best": "choose the best player",
     "test": "measure on the test prompts",
 }
 
 
-def title(phase: str) -> str:
+PREFERENCES = {  # what phases are called where nobody plays
+    "sft": "fine-tune on the chosen answers (θ_0)",
+    "pairs": "score: log-probs under the reference",
+    "player": "learn: tell chosen answers from rejected ones",
+}
+
+
+def title(phase: str, titles: Mapping[str, str] = TITLES) -> str:
     """A phase in words: `0/played` → `iteration 0 · play: …`."""
     place, _, kind = phase.rpartition("/")
     if not place and phase.endswith("-scores"):
         place, kind = phase.removesuffix("-scores"), "scores"
-        return f"{'θ_0' if place == 'sft' else place} · {TITLES[kind]}"
-    return f"iteration {place} · {TITLES[kind]}" if place else TITLES.get(kind, kind)
+        return f"{'θ_0' if place == 'sft' else place} · {titles[kind]}"
+    if place and titles is not TITLES:
+        return f"θ_1 · {titles[kind]}"
+    return f"iteration {place} · {titles[kind]}" if place else titles.get(kind, kind)
 
 
 def clock(seconds: float) -> str:
@@ -54,6 +65,7 @@ class Plain:
 
     def __init__(self) -> None:
         self._phase, self._begun, self._spoken = "", 0.0, 0.0
+        self._titles: Mapping[str, str] = TITLES
         self._held: list[str] = []  # what a phase has to say, under its line
 
     def __call__(self, event: Event) -> None:
@@ -63,10 +75,13 @@ class Plain:
         elif kind in ("step", "progress"):
             self.progress(*_progress(event), event)
         elif kind == "phase":
-            self.line(f"{title(event['phase'])}  {clock(event['seconds'])}")
+            self.line(f"{title(event['phase'], self._titles)}  {clock(event['seconds'])}")
             for text in self._held:
                 self.line(text)
             self._held = []
+        elif kind == "reference":
+            self._titles = TITLES | PREFERENCES
+            self.line(event["text"])
         elif text := _words(event):
             self._held.append(text)
 
@@ -76,7 +91,9 @@ class Plain:
         if now - self._spoken > self.interval and done < total:
             self._spoken = now
             left = (now - self._begun) / max(done, 1) * (total - done)
-            self.line(f"  {title(self._phase)}  {done}/{total}  about {clock(left)} left{_numbers(event)}")
+            self.line(
+                f"  {title(self._phase, self._titles)}  {done}/{total}  about {clock(left)} left{_numbers(event)}"
+            )
 
     def line(self, text: str) -> None:
         """One line of output."""
@@ -124,7 +141,7 @@ class Bars(Plain):
     def progress(self, done: int, total: int, event: Event) -> None:
         """Move the bar."""
         if self._task is None:
-            name = title(self._phase).split(":")[0]  # the rest is for the line
+            name = title(self._phase, self._titles).split(":")[0]  # the rest is for the line
             self._task = self._bars.add_task(name, total=total, completed=done, numbers="")
         self._bars.update(self._task, completed=done, total=total, numbers=_numbers(event))
 
@@ -162,6 +179,12 @@ def _words(event: Event) -> str:
         return f"  stopped early at step {event['step']}: {event['reason']}"
     if kind == "reward":
         return f"  held-out reward {event['reward']:.4f} ({event['scorer']}; real answers {event['real_reward']:.4f})"
+    if kind == "preferred":
+        between = (
+            "" if event["preference_low"] is None else " [{preference_low:.1%}, {preference_high:.1%}]".format(**event)
+        )
+        moved = "chosen {chosen_shift:+.2f}, rejected {rejected_shift:+.2f} nats per answer".format(**event)
+        return f"  held-out preference accuracy {event['preference']:.1%}{between} of {event['n']} pairs · {moved}"
     if kind not in ("scores", "test"):
         return ""
     parts = [f"  {event['label']}: {event['n']} {'test' if kind == 'test' else 'held-out'} prompts"]

@@ -17,6 +17,7 @@ from sparring.config import Config, decisive
 from sparring.crew import local_size, muster
 from sparring.data.load import Loaded, load
 from sparring.data.messages import Renderer
+from sparring.data.preferences import load_preferences
 from sparring.errors import InputError
 from sparring.evaluation.prompting.sheet import read_rules
 from sparring.files import digest
@@ -91,10 +92,11 @@ def identify(config: Config) -> Found:
     base_folder = find_base(config.model)
     renderer = load_renderer(base_folder, config.model)
     quantised = check_quantised(read_config(base_folder, config.model), config)
-    loaded = load(config.data, config.seed)
+    prefers = config.dpo is not None
+    loaded = load_preferences(config.data, config.seed, renderer) if prefers else load(config.data, config.seed)
     device, dtype = choose_device(config.model)
     same: dict[str, Any] = {
-        **decisive(config),
+        **_decisive(config),
         "computed on": f"{device.type} in {str(dtype).removeprefix('torch.')}",
         **({"base quantised to": described(quantised, config.model)} if quantised else {}),
         "base fingerprint": fingerprint_base(base_folder, config.model),
@@ -109,6 +111,15 @@ def identify(config: Config) -> Found:
         same["start fingerprint"] = fingerprint_start(config)
     words = quantised and described(quantised, config.model)
     return Found(config, base_folder, renderer, loaded, same, words, quantised in NAMES)
+
+
+def _decisive(config: Config) -> dict[str, Any]:
+    """The settings that decide the result; those of preference pairs only where there are any."""
+    found = decisive(config)
+    if config.dpo is None:
+        return found
+    data = {**found["data"], "ties": config.data.ties}
+    return {"dpo": config.dpo.model_dump(mode="json"), **found, "data": data}
 
 
 def run_job(

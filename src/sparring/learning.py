@@ -104,7 +104,7 @@ def learn(
     rows = Rows([pairs.folder / "pairs.arrow"], Pair)
     sizes = _sizes(session.ring.base, rows)
     budget = budget_of(session, folder, pair_rows(rows[int(np.argmax(sizes))]))
-    task = PairTask(session.ring.base, rows, config.selfplay, iteration, budget.tokens, pairs.facts["noise"])
+    task = PairTask(session.ring.base, rows, config.selfplay, iteration, budget.tokens, *_known(pairs))
     flops, (lengths, scored) = Flops.of(model), _trained_lengths(rows, range(len(rows)))
     whole = flops.training(lengths, scored, sum(sizes), budget.checkpointing)
     once = Cost(len(rows) / config.selfplay.batch_size, sum(sizes), whole)
@@ -119,7 +119,7 @@ def learn(
     if fingerprint_tensors(session.ring.trainable()) == start:
         raise LawBroken(
             f"law 11: after iteration {iteration} the player is still its opponent, bit for bit; "
-            "it did not learn: is selfplay.lr far too small?"
+            "it did not learn: is its learning rate far too small?"
         )
     if session.crew.writes:
         session.ring.save(folder, player, session.run.folder, f"{iteration}/player")
@@ -167,6 +167,11 @@ def go_on(
     tokens = sum(lengths[i] + flops.virtual for i in items)
     made = {"stopped": stopped, "steps": done, "tokens": tokens, "flops": spent}
     return {**made, "virtual": flops.virtual * len(items), "trainable": session.ring.size}
+
+
+def _known(pairs: Phase) -> tuple[float, float]:
+    """(rounding noise of the opponent's log-probs, share of pairs that are thought to be the wrong way round)."""
+    return pairs.facts["noise"], pairs.facts.get("flipped", 0.0)
 
 
 def _check_scored(session: Session, pairs: Phase) -> None:

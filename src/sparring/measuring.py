@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sparring.browse import find_run, open_player, player_name, read_settings
 from sparring.errors import InputError, RunError
 from sparring.evaluation.judges import About, Verdicts, compare, find_judge
+from sparring.evaluation.trusted import Trust
+from sparring.evaluation.trusted import trust as agreement_with
 from sparring.folder import read_lines
 
 if TYPE_CHECKING:
@@ -21,13 +23,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What came of it. first, second: the players' own names; where: test or held-out."""
+    """What came of it. first, second: the players' own names; where: test or held-out.
+
+    trust  how far the judge agrees with people, if that was measured
+    """
 
     first: str
     second: str
     where: str
     judge: str
     verdicts: Verdicts
+    trust: Trust | None = None
 
     def facts(self) -> Row:
         """For machines."""
@@ -36,6 +42,7 @@ class Judgement:
             "event": "judged", "judge": self.judge, "first": self.first, "second": self.second, "answers": self.where,
             "n": len(found.wins), "win_rate": found.rate, "low": interval and interval[0],
             "high": interval and interval[1], "disagreed": found.disagreed, "unclear": found.unclear,
+            **({"people": self.trust.facts()} if self.trust else {}),
         }  # fmt: skip
 
     def text(self) -> str:
@@ -60,8 +67,13 @@ def judge_run(
     model: str | None = None,
     key_from: str | None = None,
     told: Callable[[int], None] | None = None,
+    people: Path | None = None,
+    trusted: Callable[[Trust], None] | None = None,
 ) -> Judgement:
     """Let a judge compare what two players of a run said; `real` stands for the real answers.
+
+    people   pairs that people have judged: how far the judge agrees with them is measured first
+    trusted  is told that, before the judge is asked about the players
 
     The answers are those of the test where both have some, else those to the held-out prompts.
     Raises InputError for a judge or a player that there is not.
@@ -75,7 +87,13 @@ def judge_run(
     real = {row["prompt"]: row["real"] for row in mine}
     about = About(real, config["evaluation"].get("match"), model, key_from)
     rows = [(a["prompt"], a["answer"], b["answer"]) for a, b in zip(mine, theirs, strict=True)]
-    return Judgement(names[0], names[1], where, spec, compare(find_judge(spec, about), rows, told))
+    judge = find_judge(spec, about)
+    trust = None
+    if people is not None:
+        trust = agreement_with(judge, spec, people, told)
+        if trusted:
+            trusted(trust)
+    return Judgement(names[0], names[1], where, spec, compare(judge, rows, told), trust)
 
 
 def _answers(run: Path, first: str, second: str) -> tuple[str, list[Row], list[Row]]:

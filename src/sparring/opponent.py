@@ -89,6 +89,11 @@ def converged(pairs: Phase) -> bool:
 def rounding_noise(session: Session, model: Any, fresh: Rows[Played]) -> float:
     """Rounding noise of a log-prob per square root of a token: some answers scored alone and together (law 1)."""
     rows = [(row.prompt_ids, ids) for row in fresh[:REPEATED] for ids in (row.real_ids, *row.synthetic_ids)]
+    return noise_of(session, model, rows)
+
+
+def noise_of(session: Session, model: Any, rows: list[Row]) -> float:
+    """The same, of rows with the answers to a prompt side by side."""
     together = score(model, session.ring.base, rows, session.config.optimiser.micro_batch_tokens)
     alone = score(model, session.ring.base, rows, 1)
     squares = [(a - b) ** 2 / len(ids) for a, b, (_, ids) in zip(together, alone, rows, strict=True)]
@@ -198,7 +203,7 @@ def _scored(
             counts["identical"] += len(chosen) - len(kept)
             counts["pairs" if played_at == iteration else "previous_pairs"] += len(kept)
             known = caught and played_at == iteration
-            _count(session, _rows(kept, known), counts, flops)
+            count_cost(session, _rows(kept, known), counts, flops)
             done += len(chosen)
             if number == crew.rank:
                 mine.append(_score(session, model, kept, played_at, known))
@@ -211,7 +216,8 @@ def _rows(kept: list[Played], known: bool) -> list[Row]:
     return [(row.prompt_ids, ids) for row in kept for ids in (row.real_ids, *(() if known else row.synthetic_ids))]
 
 
-def _count(session: Session, rows: list[Row], counts: dict[str, int], flops: Flops) -> None:
+def count_cost(session: Session, rows: list[Row], counts: dict[str, int], flops: Flops) -> None:
+    """Add the tokens and FLOPs of scoring some rows to `counts`."""
     tokens = computed_tokens(session.ring.base, rows)
     lengths = [len(prompt) + len(answer) - 1 for prompt, answer in rows]
     counts["tokens"] += tokens

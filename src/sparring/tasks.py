@@ -66,10 +66,21 @@ class PairTask:
     """l(margin) plus the anchor, for pairs whose opponent log-probs are known: one model in memory."""
 
     def __init__(
-        self, base: Base, pairs: Rows[Pair], config: SelfPlayConfig, iteration: int, tokens: int, noise: float = 0.0
+        self,
+        base: Base,
+        pairs: Rows[Pair],
+        config: SelfPlayConfig,
+        iteration: int,
+        tokens: int,
+        noise: float = 0.0,
+        flipped: float = 0.0,
     ) -> None:
-        """noise: rounding noise of the opponent's log-probs, in nats per square root of a token, as measured."""
-        self.base, self.pairs, self.config, self.tokens = base, pairs, config, tokens
+        """noise: rounding noise of the opponent's log-probs, in nats per square root of a token, as measured.
+
+        flipped  share of pairs that are thought to be the wrong way round (label smoothing)
+        """
+        self.base, self.pairs, self.config, self.tokens, self.flipped = base, pairs, config, tokens, flipped
+        self._weights = pairs.numbers("weight", 1.0)
         self.noise, self.allowed = noise, NOISE[base.dtype] + 5 * noise
         self.beta, self.anchor = at(config.beta, iteration), at(config.anchor, iteration)
 
@@ -81,11 +92,11 @@ class PairTask:
         return split_rows(items, [pair_rows(pair) for pair in self._pairs(items)], self.base, self.tokens)
 
     def weight(self, items: list[int]) -> float:
-        """Prompts in the step."""
-        return float(len(items))
+        """Prompts in the step, each as much as its pair counts."""
+        return sum(self._weights[item] for item in items)
 
     def loss(self, model: Any, items: list[int]) -> tuple[Tensor, Sums]:
-        """Summed loss over prompts: mean of l over the K synthetic answers, plus anchor times token NLL."""
+        """Weighted sum over prompts of: mean of l over the K synthetic answers, plus anchor times token NLL."""
         pairs = self._pairs(items)
         rows_of = [pair_rows(pair) for pair in pairs]
         scores = answer_logprobs(model, self.base, [row for rows in rows_of for row in rows])
@@ -100,10 +111,16 @@ class PairTask:
         else:
             m_BK = self._margin(player_BR, opponent_BR)
         anchor_B = nll_per_token(player_BR[:, 0], tokens_BR[:, 0])
-        loss_B = pairwise(m_BK, self.config.loss) + self.anchor * anchor_B
+        weight_B = torch.tensor([pair.weight for pair in pairs], dtype=m_BK.dtype, device=m_BK.device)
+        told_B = weight_B * self._told(m_BK)
+        loss_B = told_B + weight_B * (self.anchor * anchor_B)
         metrics = self._metrics(player_BR.detach(), shift_BR, tokens_BR, m_BK.detach(), float(len(pairs)))
+        metrics["spin_loss"] = (told_B.sum().item(), weight_B.sum().item())
         tokens = sum(computed_tokens(self.base, rows) for rows in rows_of)
         return loss_B.sum(), metrics | {"tokens": (float(tokens), 1.0)}
+
+    def _told(self, m_BK: Tensor) -> Tensor:
+        return pairwise(m_BK, self.config.loss, self.beta, self.flipped)
 
     def _margin(self, player_BR: Tensor, opponent_BR: Tensor) -> Tensor:
         return margin(player_BR[:, 0], player_BR[:, 1:], opponent_BR[:, 0], opponent_BR[:, 1:], self.beta)
@@ -112,7 +129,6 @@ class PairTask:
         answers = float(m_BK.numel())
         real, synthetic = tokens_BR[:, 0].sum().item(), tokens_BR[:, 1:].sum().item()
         return {
-            "spin_loss": (pairwise(m_BK, self.config.loss).sum().item(), count),
             "margin": (m_BK.sum().item(), answers),
             "accuracy": (accuracy(m_BK, self._tie(tokens_BR)).sum().item(), count),
             "real_shift": (shift_BR[:, 0].sum().item(), count),
@@ -136,7 +152,8 @@ class PairTask:
             raise LawBroken(
                 f"law 1: at the first step the player's log-probs differ from its opponent's by {noise:.2g} nats per "
                 f"square root of a token (allowed: {allowed:g}), so the loss is {means['spin_loss']:.4f} instead of "
-                f"{at_zero(self.config.loss):.4f}; the opponent was scored with other weights, dropout or template"
+                f"{at_zero(self.config.loss, self.beta):.4f}; the opponent was scored with other weights, dropout or "
+                "template"
             )
 
 

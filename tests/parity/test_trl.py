@@ -10,6 +10,7 @@ import torch
 from tests.helpers import base_of, byte_tokenizer, disturb, make_player, model_of, random_rows, ring_of
 
 from sparring.config import OptimiserConfig, SelfPlayConfig
+from sparring.config_dpo import DPOConfig
 from sparring.data.pairs import Pair, Rows, write_rows
 from sparring.models.base import Base
 from sparring.models.players import Player, Ring
@@ -21,7 +22,7 @@ from sparring.trainer import fit
 trl = pytest.importorskip("trl")
 
 BETA = 0.3
-LR = 0.05
+RATES = {"sigmoid": 0.05, "ipo": 0.05}  # of SGD, by TRL's name of the loss
 STEPS = 3
 State = dict[str, torch.Tensor]
 
@@ -29,8 +30,8 @@ State = dict[str, torch.Tensor]
 class Watched(PairTask):
     """The task as it is; keeps what each step saw, before its update."""
 
-    def __init__(self, ring: Ring, pairs: Rows[Pair], beta: float, tokens: int) -> None:
-        config = SelfPlayConfig(beta=beta, anchor=0.0, loss="logistic")
+    def __init__(self, ring: Ring, pairs: Rows[Pair], beta: float, tokens: int, loss: str = "sigmoid") -> None:
+        config = SelfPlayConfig.model_validate(DPOConfig(beta=beta, loss=loss).as_selfplay())  # type: ignore[arg-type]
         super().__init__(ring.base, pairs, config, 0, tokens)
         self.ring = ring
         self.losses: list[float] = []
@@ -64,17 +65,19 @@ def made_pairs(ring: Ring, opponent: Player, folder: Path) -> Rows[Pair]:
     return Rows([folder / "pairs.arrow"], Pair)
 
 
-def ours(base: Base, opponent: Player, pairs: Rows[Pair], folder: Path, tokens: int) -> tuple[Watched, State]:
+def ours(
+    base: Base, opponent: Player, pairs: Rows[Pair], folder: Path, tokens: int, loss: str
+) -> tuple[Watched, State]:
     """`trainer.fit` itself, in a run folder, with plain SGD."""
     ring = ring_of(base)
     ring.challenge(opponent, seed=0)
-    task = Watched(ring, pairs, BETA, tokens)
+    task = Watched(ring, pairs, BETA, tokens, loss)
 
     def make(partial: Path) -> None:
         optimiser = OptimiserConfig(name="sgd", max_grad_norm=1e9)
         steps = [list(range(len(pairs)))] * STEPS
         fit(
-            run, partial, ring, task, steps, lr=LR, warmup=0, schedule="constant", optimiser=optimiser,
+            run, partial, ring, task, steps, lr=RATES[loss], warmup=0, schedule="constant", optimiser=optimiser,
             seed=0, track=[], watch=lambda step, means: None,
         )  # fmt: skip
 
@@ -83,7 +86,9 @@ def ours(base: Base, opponent: Player, pairs: Rows[Pair], folder: Path, tokens: 
     return task, {bare(name): p.detach().clone() for name, p in ring.trainable().items()}
 
 
-def theirs(base: Base, opponent: Player, pairs: Rows[Pair], folder: Path) -> tuple[list[float], list[State], State]:
+def theirs(
+    base: Base, opponent: Player, pairs: Rows[Pair], folder: Path, loss: str
+) -> tuple[list[float], list[State], State]:
     """TRL on the very ids: the adapter `default` is trained, and its copy `ref` is the reference."""
     from datasets import Dataset
     from peft import PeftModel
@@ -105,9 +110,9 @@ def theirs(base: Base, opponent: Player, pairs: Rows[Pair], folder: Path) -> tup
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
         def compute_loss(self, *given: Any, **more: Any) -> Any:
-            loss = super().compute_loss(*given, **more)
-            losses.append((loss[0] if isinstance(loss, tuple) else loss).item())
-            return loss
+            value = super().compute_loss(*given, **more)
+            losses.append((value[0] if isinstance(value, tuple) else value).item())
+            return value
 
     tokenizer = base.renderer.tokenizer
     tokenizer.pad_token = tokenizer.eos_token
@@ -120,13 +125,13 @@ def theirs(base: Base, opponent: Player, pairs: Rows[Pair], folder: Path) -> tup
         output_dir=str(folder),
         max_steps=STEPS,
         per_device_train_batch_size=len(rows),
-        learning_rate=LR,
+        learning_rate=RATES[loss],
         optim="sgd",
         lr_scheduler_type="constant",
         warmup_steps=0,
         max_grad_norm=0.0,
         beta=BETA,
-        loss_type="sigmoid",
+        loss_type=loss,
         max_length=None,
         bf16=False,
         gradient_checkpointing=False,
@@ -160,18 +165,22 @@ def assert_same(mine: State, other: State, relative: float) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("tokens", [8192, 100], ids=["one_batch", "many_micro_batches"])
-def test_three_steps_as_trl_takes_them(tokens: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("loss", sorted(RATES))
+def test_three_steps_as_trl_takes_them(
+    loss: str, tokens: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """From the second step on the player is away from its opponent, so loss and gradients say more than log 2."""
     base = base_of("llama", tokenizer=byte_tokenizer())
     ring = ring_of(base)
     opponent = make_player(ring, Player.untrained(base), tmp_path, "theta")
     pairs = made_pairs(ring, opponent, tmp_path)
     assert len({len(pair.synthetic_ids[0]) for pair in pairs[:]}) > 3
-    task, weights = ours(base_of("llama"), opponent, pairs, tmp_path / "run", tokens)
-    losses, gradients, other_weights = theirs(base, opponent, pairs, tmp_path / "trl")
+    task, weights = ours(base_of("llama"), opponent, pairs, tmp_path / "run", tokens, loss)
+    losses, gradients, other_weights = theirs(base, opponent, pairs, tmp_path / "trl", loss)
     assert len(task.losses) == len(losses) == STEPS
     assert task.losses == pytest.approx(losses, abs=1e-5)
-    assert task.losses[0] == pytest.approx(0.6931472, abs=1e-5)
+    begun = {"sigmoid": 0.6931472, "ipo": 1 / (2 * BETA) ** 2}
+    assert task.losses[0] == pytest.approx(begun[loss], abs=1e-5)
     assert abs(task.losses[-1] - task.losses[0]) > 0.05, "the player must move, or the later steps show nothing"
     for mine, other in zip(task.gradients, gradients, strict=True):
         assert_same(mine, other, 1e-4)

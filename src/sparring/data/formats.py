@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from sparring.config import DataConfig
 from sparring.data.messages import Conversation, Message, Role
@@ -43,7 +43,8 @@ class BadRow(DataError):
     """One row that cannot be used; `reason` is the kind of fault, which `bad_rows: skip` counts by."""
 
     def __init__(self, source: str, reason: str, found: str) -> None:
-        super().__init__(f"{source}: {reason}: {found}; correct the row, or set data.bad_rows: skip")
+        self.said = f"{source}: {reason}: {found}"
+        super().__init__(f"{self.said}; correct the row, or set data.bad_rows: skip")
         self.reason = reason
 
 
@@ -85,7 +86,7 @@ class Format:
 # ---------------------------------------------------------------- values
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value as a file would hold it, cut to a readable length."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -93,27 +94,29 @@ def _shown(value: object) -> str:
 
 def _string(value: object, where: str, source: str) -> str:
     if not isinstance(value, str):
-        raise BadRow(source, "wrong type", f"{where} is {_shown(value)}, and must be text")
+        raise BadRow(source, "wrong type", f"{where} is {shown(value)}, and must be text")
     return value
 
 
-def _required(row: Row, column: str, source: str) -> Any:
+def needed(row: Row, column: str, source: str) -> Any:
+    """A column's value; BadRow if the row has none."""
     if column not in row:
         raise BadRow(source, "missing column", f'no "{column}" among {", ".join(map(str, row))}')
     return row[column]
 
 
-def _text(row: Row, column: str, source: str) -> str:
-    return _string(_required(row, column, source), column, source)
+def column_text(row: Row, column: str, source: str) -> str:
+    """A column's text; BadRow if there is none, or something else."""
+    return _string(needed(row, column, source), column, source)
 
 
 def _optional(row: Row, column: str, source: str) -> str:
-    return "" if row.get(column) is None else _text(row, column, source)
+    return "" if row.get(column) is None else column_text(row, column, source)
 
 
 def _list(value: object, where: str, source: str) -> list[Any]:
     if not isinstance(value, list):
-        raise BadRow(source, "wrong type", f"{where} is {_shown(value)}, and must be a list")
+        raise BadRow(source, "wrong type", f"{where} is {shown(value)}, and must be a list")
     return value
 
 
@@ -123,23 +126,24 @@ def _content(value: object, where: str, source: str) -> str:
         return _string(value, where, source)
     for part in value:
         if not isinstance(part, dict) or part.get("type") != "text":
-            raise BadRow(source, "wrong type", f"{where} holds {_shown(part)}, and only text parts are known")
+            raise BadRow(source, "wrong type", f"{where} holds {shown(part)}, and only text parts are known")
     return "".join(_string(part.get("text"), where, source) for part in value)
 
 
 def _message(item: object, where: str, source: str) -> Message:
     """One turn, under the keys role and content or from and value."""
     if not isinstance(item, dict):
-        raise BadRow(source, "wrong type", f"{where} is {_shown(item)}, and must hold a role and a content")
+        raise BadRow(source, "wrong type", f"{where} is {shown(item)}, and must hold a role and a content")
     role = item.get("role") or item.get("from")
     if not isinstance(role, str) or role.lower() not in ROLES:
         known = f"known: {', '.join(ROLES)}"
-        raise BadRow(source, "unknown role", f"{where} has the role {_shown(role)} ({known})")
+        raise BadRow(source, "unknown role", f"{where} has the role {shown(role)} ({known})")
     content = item["content"] if "content" in item else item.get("value")
     return Message(ROLES[role.lower()], _content(content, f"{where}.content", source))
 
 
-def _messages(value: object, where: str, source: str) -> list[Message]:
+def messages_of(value: object, where: str, source: str) -> list[Message]:
+    """A list of turns; BadRow, naming `where` in the row, if it is none."""
     items = _list(value, where, source)
     return [_message(item, f"{where}[{index}]", source) for index, item in enumerate(items)]
 
@@ -171,19 +175,25 @@ def marked_turns(text: str) -> list[Message]:
 
 def _messages_format(column: str) -> Callable[[Row, str, DataConfig], Turns]:
     def turns(row: Row, source: str, config: DataConfig) -> Turns:
-        return _messages(_required(row, column, source), column, source), True
+        return messages_of(needed(row, column, source), column, source), True
 
     return turns
 
 
 def _sharegpt(row: Row, source: str, config: DataConfig) -> Turns:
-    turns = _messages(_required(row, "conversations", source), "conversations", source)
+    turns = messages_of(needed(row, "conversations", source), "conversations", source)
     chosen = row.get("chosen")
     if isinstance(chosen, str):
         turns.append(Message("assistant", chosen))
     elif chosen is not None:
-        turns += _messages(chosen if isinstance(chosen, list) else [chosen], "chosen", source)
+        turns += messages_of(chosen if isinstance(chosen, list) else [chosen], "chosen", source)
     return turns, True
+
+
+def asked_text(row: Row, source: str) -> str:
+    """Instruction and input, where there is one, as one question."""
+    asked = [column_text(row, "instruction", source), _optional(row, "input", source)]
+    return "\n\n".join(part for part in asked if part.strip())
 
 
 def _alpaca(row: Row, source: str, config: DataConfig) -> Turns:
@@ -194,33 +204,32 @@ def _alpaca(row: Row, source: str, config: DataConfig) -> Turns:
             raise BadRow(source, "wrong type", f"{where} holds {len(pair)} texts, and must hold two")
         turns.append(Message("user", _string(pair[0], where, source)))
         turns.append(Message("assistant", _string(pair[1], where, source)))
-    asked = [_text(row, "instruction", source), _optional(row, "input", source)]
-    turns.append(Message("user", "\n\n".join(part for part in asked if part.strip())))
-    turns.append(Message("assistant", _text(row, "output", source)))
+    turns.append(Message("user", asked_text(row, source)))
+    turns.append(Message("assistant", column_text(row, "output", source)))
     return turns, True
 
 
 def _asked(question: str, answer: str) -> Callable[[Row, str, DataConfig], Turns]:
     def turns(row: Row, source: str, config: DataConfig) -> Turns:
-        prompt = _text(row, question, source)
+        prompt = column_text(row, question, source)
         before = marked_turns(prompt) or [Message("user", prompt)]
-        return [*before, Message("assistant", _text(row, answer, source))], True
+        return [*before, Message("assistant", column_text(row, answer, source))], True
 
     return turns
 
 
 def _prompt_completion(row: Row, source: str, config: DataConfig) -> Turns:
-    prompt, completion = _required(row, "prompt", source), _required(row, "completion", source)
+    prompt, completion = needed(row, "prompt", source), needed(row, "completion", source)
     if not isinstance(prompt, list) and not isinstance(completion, list):
         turns, _ = _asked("prompt", "completion")(row, source, config)
         return turns, bool(marked_turns(prompt))
     before = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     after = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
-    return _messages(before, "prompt", source) + _messages(after, "completion", source), True
+    return messages_of(before, "prompt", source) + messages_of(after, "completion", source), True
 
 
 def _document(row: Row, source: str, config: DataConfig) -> Turns:
-    document = _text(row, "text", source).strip()
+    document = column_text(row, "text", source).strip()
     ends = [word.end() for word in re.finditer(r"\S+", document)]
     words = int(config.opening) if config.opening >= 1 else round(config.opening * len(ends))
     if config.opening < 1:
@@ -265,7 +274,7 @@ def _checked(turns: list[Message], source: str) -> list[Message]:
     for turn in turns[first:]:
         if not turn.content.strip():
             reason = "empty answer" if turn.role == "assistant" else "empty prompt"
-            raise BadRow(source, reason, f"the {turn.role} turn is {_shown(turn.content)}")
+            raise BadRow(source, reason, f"the {turn.role} turn is {shown(turn.content)}")
     return turns
 
 
@@ -278,26 +287,56 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
 
 
-def choose_format(found: set[str], config: DataConfig, where: str) -> Format:
-    """The format of a file with the columns `found` (the file's names), by `format` and `columns`.
+class RowFormat(Protocol):
+    """What every format is, whatever its rows hold."""
+
+    @property
+    def name(self) -> str:
+        """As `data.format` names it."""
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The columns it cannot do without."""
+
+    @property
+    def columns(self) -> set[str]:
+        """Every column it reads."""
+
+    def parse(self, row: Row, source: str, config: DataConfig) -> Conversation:
+        """The conversation of one row; BadRow if it cannot be used."""
+
+
+def choose_format(
+    found: set[str],
+    config: DataConfig,
+    where: str,
+    table: Mapping[str, RowFormat] = FORMATS,
+) -> RowFormat:
+    """The format in `table` of a file with the columns `found` (the file's names), by `format` and `columns`.
 
     A format fits if its columns are there and it uses every mapped one. Of two that fit, the one that
     uses more of the columns wins, and `text` yields to any other. Raises ConfigError for a name in
     `columns` that is not ours, DataError for a column that the file lacks or if not one format fits.
     """
+    canonical = frozenset[str]().union(*(entry.columns for entry in table.values()))
+    names = {entry.name for entry in table.values()}
+    if config.format not in ("auto", *names):
+        raise ConfigError(
+            f'data.format "{config.format}" is not for this; give auto, or one of {", ".join(sorted(names))}'
+        )
     for ours, theirs in config.columns.items():
-        if ours not in CANONICAL:
-            raise ConfigError(f'data.columns: "{ours}" is not known; {nearest(ours, CANONICAL)}')
+        if ours not in canonical:
+            raise ConfigError(f'data.columns: "{ours}" is not known; {nearest(ours, canonical)}')
         if theirs not in found:
             lacks = f'{where} has no column "{theirs}" (data.columns.{ours})'
             raise DataError(f"{lacks}; {nearest(theirs, found)}")
     ours_found = set(renamed(dict.fromkeys(found), config.columns))
-    known = [entry for entry in FORMATS.values() if config.format in ("auto", entry.name)]
+    known = [entry for entry in table.values() if config.format in ("auto", entry.name)]
     fit = [
         entry for entry in known if ours_found.issuperset(entry.required) and entry.columns.issuperset(config.columns)
     ]
-    used = {entry: entry.columns & ours_found for entry in fit}
-    best = [entry for entry in fit if not any(used[entry] < used[other] for other in fit)]
+    used = [entry.columns & ours_found for entry in fit]
+    best = [entry for entry, mine in zip(fit, used, strict=True) if not any(mine < other for other in used)]
     if len(best) > 1:
         best = [entry for entry in best if entry.name != "text"]
     if len(best) == 1:
@@ -305,8 +344,8 @@ def choose_format(found: set[str], config: DataConfig, where: str) -> Format:
     columns = f"{where} has the columns {', '.join(sorted(map(str, found))) or 'none'}"
     formats = "; ".join(f"{entry.name}: {', '.join(entry.required)}" for entry in known)
     if best:
-        names = ", ".join(entry.name for entry in best)
-        raise DataError(f"{columns}, which fit several formats; set data.format to one of {names}")
+        several = ", ".join(entry.name for entry in best)
+        raise DataError(f"{columns}, which fit several formats; set data.format to one of {several}")
     given = f", with data.columns for {', '.join(config.columns)}," if config.columns else ""
     target = "no format" if config.format == "auto" else f"not the format {config.format}"
     raise DataError(f"{columns}, which{given} fit {target}; name them in data.columns (known: {formats})")

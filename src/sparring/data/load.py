@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -22,7 +22,8 @@ from typing import Any
 import pyarrow
 
 from sparring.config import DataConfig
-from sparring.data.formats import BadRow, Row, choose_format, renamed
+from sparring.data.comparisons import PREFERENCES, without_ties
+from sparring.data.formats import FORMATS, BadRow, Row, choose_format, renamed
 from sparring.data.messages import Conversation
 from sparring.data.sources import LABORATORY, find_rows, one_line
 from sparring.errors import ConfigError, DataError
@@ -41,6 +42,7 @@ class Loaded:
     description  one line for people
     fingerprint  sha256 (hex) over the content of train, eval and test, in order; holds no paths
     test         for the last measurement, which chooses nothing; mostly empty
+    bad          of preferences: each row that was left out, with its place and what is wrong with it
     """
 
     train: list[Conversation]
@@ -49,10 +51,11 @@ class Loaded:
     description: str
     fingerprint: str
     test: list[Conversation]
+    bad: list[str] = field(default_factory=list)
 
 
-def load(config: DataConfig, seed: int) -> Loaded:
-    """Read, check and divide the data that `config` names.
+def load(config: DataConfig, seed: int, preferences: bool = False) -> Loaded:
+    """Read, check and divide the data that `config` names. preferences: rows compare two answers (comparisons.py).
 
     Held-out data are `eval` / `eval_split`, or the laboratory's own; else `eval_size` of train's
     distinct prompts (at most `eval_limit`), chosen by a hash of seed and prompt, so that row order does not matter. Of
@@ -61,7 +64,8 @@ def load(config: DataConfig, seed: int) -> Loaded:
     depend on the seed. Raises ConfigError for a key, DataError for a file, column or row.
     """
     counts = Counter(rows=0, leaked=0)
-    read = partial(_conversations, config, seed=seed, counts=counts)
+    bad: list[str] = []
+    read = partial(_conversations, config, seed=seed, counts=counts, preferences=preferences, named=bad)
     train, about = read(config.train, ("split", config.split, "train"))
     train, test, test_about = _test(config, train, about, read, counts)
     tested = {_prompt(one) for one in test}
@@ -85,7 +89,15 @@ def load(config: DataConfig, seed: int) -> Loaded:
         counts.update({"test": len(kept), "over test_limit": len(test) - len(kept)})
         test = kept
         description += f"; {test_about}: {len(test)} for the test"
-    return Loaded(train, used, dict(counts), description, _fingerprint(train, used, test), test)
+    return Loaded(train, used, dict(counts), description, _fingerprint(train, used, test), test, bad)
+
+
+def load_all(config: DataConfig) -> tuple[list[Conversation], dict[str, int], list[str]]:
+    """(every preference pair of `data.train`, counts, each row that was left out and why); nothing is held out."""
+    counts, bad = Counter(rows=0), list[str]()
+    split = ("split", config.split, "train")
+    made, _ = _conversations(config, config.train, split, seed=0, counts=counts, preferences=True, named=bad)
+    return made, dict(counts), bad
 
 
 def count_prompts(config: DataConfig, seed: int) -> int:
@@ -168,7 +180,9 @@ def _limited(held: list[Conversation], limit: int, seed: int) -> list[Conversati
 
 
 def _content(conversation: Conversation) -> str:
-    return json.dumps([conversation.chat, [[turn.role, turn.content] for turn in conversation.messages]])
+    whole = [conversation.chat, [[turn.role, turn.content] for turn in conversation.messages]]
+    other = conversation.other
+    return json.dumps(whole if other is None else [*whole, other.rejected, other.votes, other.tie])
 
 
 def _fingerprint(train: list[Conversation], held: list[Conversation], test: list[Conversation]) -> str:
@@ -186,9 +200,19 @@ def _fingerprint(train: list[Conversation], held: list[Conversation], test: list
 
 
 def _conversations(
-    config: DataConfig, path: str, split: tuple[str, str, str], *, seed: int, counts: Counter[str]
+    config: DataConfig,
+    path: str,
+    split: tuple[str, str, str],
+    *,
+    seed: int,
+    counts: Counter[str],
+    preferences: bool,
+    named: list[str],
 ) -> tuple[list[Conversation], str]:
-    """The good rows of one source and its description; adds to `counts`. `split` is (key, value, default)."""
+    """The good rows of one source and its description; adds to `counts`, and to `named` what is wrong with others.
+
+    split  (key, value, default)
+    """
     key, value, default = split
     name, start, stop = _parse_split(value, f"data.{key}")
     where = Path(path).name if Path(path).expanduser().exists() else path
@@ -206,7 +230,7 @@ def _conversations(
             raise DataError(f"{where} is empty: it holds no row; give a file with prompts and answers")
         if not head:
             raise DataError(f'{where}: "{value}" (data.{key}) selects none of its {total} rows')
-        entry = choose_format(_columns(head), config, where)
+        entry = choose_format(_columns(head), config, where, PREFERENCES if preferences else FORMATS)
         for source, raw in chain(head, numbered):
             counts["rows"] += 1
             try:
@@ -216,6 +240,7 @@ def _conversations(
                 if config.bad_rows == "error":
                     raise
                 bad[f"bad: {fault.reason}"] += 1
+                named.append(fault.said)
     except UnicodeDecodeError as error:
         raise DataError(
             f"{where} is not UTF-8 text (byte {error.start}: {error.object[error.start]:#04x}); save it as UTF-8"
@@ -226,7 +251,8 @@ def _conversations(
     if not made:
         reasons = ", ".join(f"{count} {reason}" for reason, count in bad.items())
         raise DataError(f"{where} holds no usable answer ({reasons}); see one with data.bad_rows: error")
-    return made, f"{where} as {entry.name}"
+    kind = " preferences" if preferences else ""
+    return without_ties(made, config, counts, where), f"{where} as {entry.name}{kind}"
 
 
 def _kept_apart(config: DataConfig) -> int:

@@ -27,17 +27,32 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Other:
+    """The other answer to the same question.
+
+    votes  what each of several people said: 1 the chosen answer, 0 this one, 1/2 neither; empty if it is not known
+    tie    whether most people chose neither, or no two agree; then which is called chosen says nothing
+    """
+
+    rejected: str
+    votes: tuple[float, ...] = ()
+    tie: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Turns that end in an assistant's answer.
 
     chat    True: rendered with the chat template. False: one user turn and one assistant turn
             that are an opening and its continuation, rendered as plain text with no template.
     source  "file:line" or "file[row]", for messages to the user.
+    other   of a preference: the answer that was not chosen, and what people said.
     """
 
     messages: tuple[Message, ...]
     chat: bool
     source: str
+    other: Other | None = None
 
 
 @dataclass(frozen=True, slots=True)

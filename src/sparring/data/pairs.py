@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -54,6 +54,7 @@ class Pair:
 
     opponent_real, opponent_synthetic  sums over the answer's token log-probs, in nats
     played_at  the iteration whose opponent gave the synthetic answers
+    weight     how much the pair counts
     """
 
     key: int
@@ -63,6 +64,23 @@ class Pair:
     opponent_real: float
     opponent_synthetic: list[float]
     played_at: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A prompt, the answer that people chose, and the one they rejected.
+
+    weight  1, or 1/2 where a tie is told as two halves, one each way round
+    votes   what each of several people said: 1 the chosen answer, 0 the other, 1/2 neither; empty if it is not known
+    """
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    source: str
+    weight: float = 1.0
+    votes: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +135,17 @@ SCHEMAS: dict[type, pa.Schema] = {
             ("opponent_real", pa.float64()),
             ("opponent_synthetic", pa.list_(pa.float64())),
             ("played_at", pa.int32()),
+            ("weight", pa.float64()),
+        ]
+    ),
+    Preference: pa.schema(
+        [
+            ("prompt_ids", _IDS),
+            ("chosen_ids", _IDS),
+            ("rejected_ids", _IDS),
+            ("source", pa.string()),
+            ("weight", pa.float64()),
+            ("votes", pa.list_(pa.float64())),
         ]
     ),
     Rewarded: pa.schema([("key", pa.uint64()), ("rewards", pa.list_(pa.float64()))]),
@@ -132,7 +161,7 @@ SCHEMAS: dict[type, pa.Schema] = {
     ),
 }
 
-Row = TypeVar("Row", Prompt, Played, Pair, Rewarded, Group)
+Row = TypeVar("Row", Prompt, Played, Pair, Preference, Rewarded, Group)
 
 
 def keyed(examples: Iterable[Example]) -> list[Prompt]:
@@ -202,6 +231,12 @@ class Rows(Sequence[Row], Generic[Row]):
     def column(self, name: str) -> Any:
         """One column as an Arrow array."""
         return self._table.column(name).combine_chunks()
+
+    def numbers(self, name: str, missing: float) -> list[float]:
+        """A column of numbers, row by row; `missing` for each where files of an earlier version have no such column."""
+        if name not in self._table.column_names:
+            return [missing] * len(self)
+        return [float(value) for value in self._table.column(name).to_pylist()]
 
     def lengths(self, name: str) -> list[int]:
         """The number of ids in a list column, row by row."""

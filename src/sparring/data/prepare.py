@@ -18,6 +18,21 @@ def prepare(
 
     virtual  tokens that a player puts before every prompt; the context has to hold them too
     """
+    length = room(config, context, virtual)
+    sides: dict[str, list[Prompt]] = {}
+    counts = {**loaded.counts}
+    for side, rows in (("train", loaded.train), ("eval", loaded.eval), ("test", loaded.test)):
+        if not rows:
+            continue
+        examples, dropped = _examples(rows, renderer, config, length, side)
+        sides[side] = keyed(examples)
+        counts |= {f"{side}_{name}": count for name, count in dropped.items()}
+    counts |= {f"{side}_examples": len(rows) for side, rows in sides.items()}
+    return sides, counts
+
+
+def room(config: DataConfig, context: int, virtual: int) -> int:
+    """The most tokens that a prompt and its answer may have together; DataError if `data.max_length` asks for more."""
     if virtual >= context - 1:
         raise DataError(
             f"method.length is {virtual} virtual tokens, but the model's context is {context}; give far fewer"
@@ -29,16 +44,7 @@ def prepare(
             f"data.max_length is {config.max_length}, but the model's context is {context} tokens"
             f"{f' beside {virtual} virtual ones' if virtual else ''}; give at most {context}"
         )
-    sides: dict[str, list[Prompt]] = {}
-    counts = {**loaded.counts}
-    for side, rows in (("train", loaded.train), ("eval", loaded.eval), ("test", loaded.test)):
-        if not rows:
-            continue
-        examples, dropped = _examples(rows, renderer, config, length, side)
-        sides[side] = keyed(examples)
-        counts |= {f"{side}_{name}": count for name, count in dropped.items()}
-    counts |= {f"{side}_examples": len(rows) for side, rows in sides.items()}
-    return sides, counts
+    return length
 
 
 def _examples(

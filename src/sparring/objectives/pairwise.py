@@ -1,7 +1,8 @@
-"""Losses on pairs: the real answer against what the opponent would have said.
+"""Losses on pairs: the real answer against what the opponent would have said, or the chosen one against the rejected.
 
 SPIN (Chen et al. 2024, arXiv 2401.01335, eq. 4.7) and DPO (Rafailov et al. 2023, arXiv 2305.18290,
-eq. 7) share one margin of four log-probabilities; the losses below differ only in l(margin).
+eq. 7) share one margin of four log-probabilities; the losses below differ only in l(margin). In DPO the
+opponent is the reference.
 
 Shapes: B prompts, K synthetic answers each.
 """
@@ -52,23 +53,41 @@ def squared(m: Tensor) -> Tensor:
     return (1 - m).square()
 
 
+def ipo(m: Tensor) -> Tensor:
+    """(m - 1/2)^2: IPO (Azar et al. 2023, arXiv 2310.12036) but for 1/beta^2, which `pairwise` adds; l(0) = 1/4.
+
+    Its eq. 17 is (h - 1/(2 tau))^2 of the margin h without tau; with m = tau*h that is (m - 1/2)^2 / tau^2.
+    """
+    return (m - 0.5).square()
+
+
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "logistic": logistic,
     "hinge": hinge,
     "exponential": exponential,
     "correlation": correlation,
     "squared": squared,
+    "ipo": ipo,
 }
+UNSCALED = frozenset({"ipo"})  # losses of the margin without beta: l(m) / beta^2
 
 
-def pairwise(m_BK: Tensor, loss: str) -> Tensor:
-    """Mean of l over a prompt's synthetic answers, shape [B]."""
-    return LOSSES[loss](m_BK).mean(dim=-1)
+def pairwise(m_BK: Tensor, loss: str, beta: float = 1.0, flipped: float = 0.0) -> Tensor:
+    """Mean of l over a prompt's synthetic answers, shape [B].
+
+    beta     what the margins were multiplied by; only losses in UNSCALED need it, and it must not be 0 for them
+    flipped  share e of pairs that are thought to be the wrong way round: (1-e)*l(m) + e*l(-m), the label smoothing
+             of cDPO (Mitchell 2023)
+    """
+    value_BK = LOSSES[loss](m_BK)
+    if flipped:
+        value_BK = (1 - flipped) * value_BK + flipped * LOSSES[loss](-m_BK)
+    return value_BK.mean(dim=-1) / (beta**2 if loss in UNSCALED else 1.0)
 
 
-def at_zero(loss: str) -> float:
-    """l(0): the value with which every iteration must begin (law 1)."""
-    return float(LOSSES[loss](torch.zeros((), dtype=torch.float64)))
+def at_zero(loss: str, beta: float = 1.0) -> float:
+    """l(0): the value with which every iteration must begin (law 1), whatever the label smoothing."""
+    return float(pairwise(torch.zeros(1, dtype=torch.float64), loss, beta))
 
 
 def accuracy(m_BK: Tensor, tie_BK: Tensor | float = 0.0) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparring.methods import METHODS
+from sparring.report.preferred import preference_verdict, preference_warnings
 from sparring.report.records import Row, Run, difference, exact, number, pretty, read_run, text
 from sparring.report.rewarded import reward_verdict
 from sparring.report.tables import fixed, interval, percent, phase_label
@@ -27,6 +28,8 @@ def verdict(run_folder: Path) -> str:
 
 def verdict_of(run: Run) -> str:
     """Who is best, by how much against SFT, and whether that is a difference at all."""
+    if run.prefers and run.preferred:
+        return f"{preference_verdict(run)} {' '.join(_harmed(run))}".strip()
     if run.best is None:
         return _unfinished(run)
     player = text(run.best.get("player"))
@@ -179,7 +182,8 @@ def _measured(row: Row, metric: str) -> float | None:
 def warnings_of(run: Run) -> list[str]:
     """Every warning the run logged, then those the numbers give."""
     logged = [f"{phase_label(phase)}: {said}" if phase else said for phase, said in run.warnings]
-    found = [*logged, *_harmed(run), *_below_plain(run), *_few(run), *_displaced(run), *_worse(run), *_unlike_real(run)]
+    displaced = preference_warnings(run) if run.prefers else _displaced(run)
+    found = [*logged, *_harmed(run), *_below_plain(run), *_few(run), *displaced, *_worse(run), *_unlike_real(run)]
     if run.unreadable:
         found.append(f"{run.unreadable} lines of metrics.jsonl could not be read and are left out")
     return list(dict.fromkeys(pretty(line) for line in found))

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from sparring.config_dpo import reference_of
 from sparring.methods import METHODS
 from sparring.report.duels import cards, of_run
 from sparring.report.findings import headline_notes, verdict, verdict_of, warnings_of
@@ -80,10 +81,21 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("base", f"{text(base['name'])}{size}{held}" if base.get("name") else ""),
         ("data", _data_fact(data)),
         ("method", _method_fact(run)),
+        ("reference", _reference(run)),
         ("device", text(hardware.get("device") or hardware.get("cpu"))),
         ("time", duration(_seconds(run)) if run.phases else ""),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _reference(run: Run) -> str:
+    """Of preference pairs: what the player is held against."""
+    if not run.prefers:
+        return ""
+    start, base = run.config.get("start"), run.setting("model", "base")
+    epochs = run.setting("sft", "epochs")
+    said = reference_of(None if start is None else text(start), float(epochs or 0), text(base))
+    return said.removeprefix("reference: ")
 
 
 def _data_fact(data: dict[str, Any]) -> str:
@@ -109,7 +121,7 @@ def _seconds(run: Run) -> float:
 
 def _matches(run: Run) -> list[tuple[str, str]]:
     """(player, opponent) labels of every iteration: who learnt against whose answers."""
-    pairs = [(str(t), run.opponent(str(t))) for t in run.iterations]
+    pairs = [] if run.prefers else [(str(t), run.opponent(str(t))) for t in run.iterations]
     return [(run.label(player), run.label(opponent)) for player, opponent in pairs if opponent is not None]
 
 

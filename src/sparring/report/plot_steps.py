@@ -10,34 +10,38 @@ from sparring.report.records import Row, Run, number
 from sparring.report.svg import GREEN, INK, MUTED, REAL, SYNTHETIC, Plot, end_labels, figure, to_svg
 from sparring.report.tables import fixed, phase_label
 
+NAMES = {True: ("chosen", "rejected", "reference"), False: ("real", "synthetic", "opponent")}  # by Run.prefers
 LOSS_AT_ZERO = {"logistic": math.log(2), "hinge": 1.0, "exponential": 1.0, "correlation": 1.0, "squared": 1.0}
 MOST_POINTS = 150  # per iteration; more steps are averaged in bins
 
 
 def logprob_plot(run: Run) -> Plot | None:
-    """Real and synthetic log-prob per token, and how far both moved from the opponent."""
+    """Real and synthetic, or chosen and rejected, log-prob per token, and how far both moved from the opponent."""
     phases = phases_with(run, "real_logprob")
     if not phases:
         return None
+    first, second, _ = NAMES[run.prefers]
     made, (level, shift) = figure(2, 4.4, sharex=True)
     ends: dict[str, list[tuple[float, str, str]]] = {"logprob": [], "shift": []}
     for axis, what in ((level, "logprob"), (shift, "shift")):
-        for name, colour, style in (("real", REAL, "-"), ("synthetic", SYNTHETIC, "--")):
-            last = series(run, axis, phases, f"{name}_{what}", colour, style)
+        for name, key, colour, style in ((first, "real", REAL, "-"), (second, "synthetic", SYNTHETIC, "--")):
+            last = series(run, axis, phases, f"{key}_{what}", colour, style)
             ends[what] += [(last, name, colour)] if last is not None else []
     shift.axhline(0, color=MUTED, linewidth=0.8)
     level.set_title("log-prob, nats per token")
-    shift.set_title("change since the iteration began, nats per answer")
+    shift.set_title(f"change since {'it' if run.prefers else 'the iteration'} began, nats per answer")
     boundaries(run, [level, shift], phases)
     end_labels(level, ends["logprob"])
     end_labels(shift, ends["shift"])
-    title = "Real and synthetic log-probs"
+    title = f"{first.capitalize()} and {second} log-probs"
     said = "; ".join(_first_last(run, phase, ("real_logprob", "synthetic_logprob")) for phase in phases)
     caption = (
-        "Mean over each step's answers. Self-play should lift the real line and lower the synthetic one; if "
-        "both fall below 0 in the lower panel, the margin grows by likelihood displacement. At each boundary "
-        "the player becomes the opponent and new answers are generated." + step_caption(run, phases)
+        f"Mean over each step's answers. Learning should lift the {first} line and lower the {second} one; if "
+        "both fall below 0 in the lower panel, the margin grows by likelihood displacement."
     )
+    if not run.prefers:
+        caption += " At each boundary the player becomes the opponent and new answers are generated."
+    caption += step_caption(run, phases)
     return Plot("logprobs", title, to_svg(made, "logprobs", title, said), caption)
 
 
@@ -50,20 +54,23 @@ def loss_plot(run: Run) -> Plot | None:
     series(run, loss, phases, "spin_loss", INK, "-")
     last = series(run, margin, phases, "margin", GREEN, "-")
     shape = str(run.setting("selfplay", "loss") or "logistic")
-    start = LOSS_AT_ZERO.get(shape)
+    beta = run.setting("selfplay", "beta")
+    start = 0.25 / beta**2 if shape == "ipo" and isinstance(beta, float) else LOSS_AT_ZERO.get(shape)
+    first, second, held = NAMES[run.prefers]
+    name = "loss" if run.prefers else "SPIN loss"
     if start is not None:
         loss.axhline(start, color=MUTED, linewidth=1.1, linestyle=":")
     margin.axhline(0, color=MUTED, linewidth=1.1, linestyle=":")
-    loss.set_title("SPIN loss")
-    margin.set_title("margin, real − synthetic")
+    loss.set_title(name)
+    margin.set_title(f"margin, {first} − {second}")
     boundaries(run, [loss, margin], phases)
     end_labels(loss, [(start, f"ℓ(0) = {start:.3g}", MUTED)] if start is not None else [])
     end_labels(margin, [(last, "margin", GREEN)] if last is not None else [])
-    title = "SPIN loss and margin"
+    title = f"{name[0].upper()}{name[1:]} and margin"
     said = "; ".join(_first_last(run, phase, ("spin_loss", "margin")) for phase in phases)
-    caption = (
-        "Losses of different iterations are not comparable, and none is comparable with NLL: each is "
-        "measured against its own opponent, and starts where the player equals it, at margin 0 and loss ℓ(0). "
+    caption = "" if run.prefers else "Losses of different iterations are not comparable, and none with NLL. "
+    caption += (
+        f"It is measured against the {held}, and starts where the player equals it, at margin 0 and loss ℓ(0). "
         "Shown without the anchor. A falling loss is no evidence of a better player." + step_caption(run, phases)
     )
     return Plot("loss", title, to_svg(made, "loss", title, said), caption)

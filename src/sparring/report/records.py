@@ -44,6 +44,7 @@ class Run:
 
     tests  what the test split said, by "best" and "last"
     quantisation  what quantising the base cost; empty if it is not quantised
+    preferred  what held-out pairs said of the player; empty but in a run of `sparring dpo`
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Run:
     scores: dict[str, Row] = field(default_factory=dict)
     tests: dict[str, Row] = field(default_factory=dict)
     quantisation: Row = field(default_factory=dict)
+    preferred: Row = field(default_factory=dict)
     warnings: tuple[tuple[str, str], ...] = ()
     unreadable: int = 0
 
@@ -79,6 +81,11 @@ class Run:
     def rewarded(self) -> bool:
         """Whether it learns from rewards, and not by self-play."""
         return isinstance(self.config.get("reinforce"), dict)
+
+    @property
+    def prefers(self) -> bool:
+        """Whether it learnt from pairs of a chosen and a rejected answer: nobody played."""
+        return isinstance(self.config.get("dpo"), dict)
 
     @property
     def finished(self) -> bool:
@@ -122,8 +129,9 @@ def read_run(folder: Path) -> Run:
     tests: dict[str, Row] = {}
     costs: dict[str, Row] = {}
     rewards: dict[str, Row] = {}
+    prefers: dict[str, Row] = {}
     named = {"scores": (scores, "player"), "test": (tests, "which"), "quantisation": (costs, "event")}
-    named["reward"] = (rewards, "player")
+    named |= {"reward": (rewards, "player"), "preferred": (prefers, "player")}
     warnings: dict[tuple[str, str], None] = {}
     unreadable = 0
     for row in read_lines(folder / "metrics.jsonl"):
@@ -143,6 +151,9 @@ def read_run(folder: Path) -> Run:
             unreadable += 1
     for player, row in rewards.items():
         scores[player] = {**row, **scores.get(player, {})}
+    for player, row in prefers.items():
+        known = {key: value for key, value in row.items() if key.startswith("preference")}
+        scores[player] = scores.get(player, {}) | known
     return Run(
         folder=folder,
         lock=lock,
@@ -153,6 +164,7 @@ def read_run(folder: Path) -> Run:
         scores=dict(sorted(scores.items(), key=lambda item: player_order(item[0]))),
         tests=dict(sorted(tests.items())),
         quantisation=costs.get("quantisation", {}),
+        preferred=prefers.get("0", {}),
         warnings=tuple(warnings),
         unreadable=unreadable,
     )

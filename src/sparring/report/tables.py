@@ -24,6 +24,7 @@ KINDS = {  # the last part of a phase's name: what was done in it
     "pairs": "scoring",
     "rewards": "scoring",
     "scored": "scoring",
+    "preferred": "judging",
 }
 
 
@@ -112,6 +113,12 @@ def _nll(row: Row) -> Cell:
     return Cell(fixed(number(row, "nll")), interval(number(row, "nll_low"), number(row, "nll_high")))
 
 
+def _preference(row: Row) -> Cell:
+    low, high = number(row, "preference_low"), number(row, "preference_high")
+    between = "" if low is None or high is None else f"[{fixed(100 * low, 1)}, {fixed(100 * high, 1)}]"
+    return Cell(percent(number(row, "preference")), between)
+
+
 def _difference(row: Row) -> Cell:
     found = difference(row)
     return Cell(MISSING) if found is None else Cell(fixed(found[0], sign=True), interval(*found[1:], sign=True))
@@ -144,6 +151,7 @@ COLUMNS = (
     Column("KL to θ₀", "sampled, nats per answer", _plain("kl_start", _three)),
     Column("entropy", "nats per token", _plain("entropy", _three), optional=True),
     Column("accuracy", "real against its opponent's", _plain("accuracy", percent)),
+    Column("preference [95 %]", "held-out pairs the right way round", _preference, optional=True),
     Column("match", "answers that match the real one", _plain("match", percent), optional=True),
     Column("length", "mean answer tokens", _plain("length", _one), "real_length"),
     Column("end rate", "answers that end", _plain("end_rate", percent), "real_end_rate"),
@@ -181,6 +189,8 @@ def columns(run: Run) -> list[Column]:
     shown = [column for column in shown if not (run.rewarded and column.heading == "accuracy")]
     rows = run.scores.values()
     shown = [c for c in shown if not c.optional or any(c.cell(row).figure != MISSING for row in rows)]
+    if run.prefers:  # nobody played
+        shown = [column for column in shown if column.heading != "accuracy"]
     if run.start == "base":  # fine-tuning is off, so the base is θ_0
         shown = [replace(column, heading=column.heading.replace("SFT", "base")) for column in shown]
     return shown
@@ -232,7 +242,7 @@ def kind(phase: str) -> str:
 
 def phase_label(phase: str) -> str:
     """ "0/played" → "iteration 0: play"."""
-    verbs = {"played": "play", "pairs": "score pairs", "player": "learn", "scores": "judge"}
+    verbs = {"played": "play", "pairs": "score pairs", "player": "learn", "scores": "judge", "preferred": "judge pairs"}
     verbs |= {"rewards": "reward", "scored": "score tokens"}
     head, slash, tail = phase.partition("/")
     if slash and head.isdecimal():

@@ -1,0 +1,116 @@
+"""Preference pairs as token ids: from files in any format of comparisons.py, or of a self-play run.
+
+Both answers are rendered behind one prompt, by the one Renderer. The pairs of a run are its own token ids, real over
+synthetic: nothing is decoded and encoded again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from sparring.config import DataConfig
+from sparring.data.load import Loaded, load, load_all
+from sparring.data.messages import Conversation, Example, Message, Renderer, fit
+from sparring.data.pairs import Preference
+from sparring.data.prepare import holds_special, room
+from sparring.data.selfplayed import is_run, loaded_run, run_pairs
+from sparring.errors import DataError
+
+Sided = tuple[Example, Example, float, list[float]]  # chosen, rejected, weight, votes
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """Pairs that can be used.
+
+    counts    what was read, left out and kept, by name
+    messages  each row that was left out: its file and line, and why
+    """
+
+    rows: list[Preference]
+    counts: dict[str, int]
+    messages: list[str]
+
+
+def read_preferences(config: DataConfig, renderer: Renderer, context: int | None = None) -> Preferences:
+    """Every pair of `data.train`; nothing is held out.
+
+    context  tokens that prompt and answer may have together at most; None: `data.max_length`, or any number
+    Raises DataError for a file, a column or a row, and for a tie without a rule.
+    """
+    length = room(config, context, 0) if context else (config.max_length or 2**31)
+    if is_run(config.train):
+        found = run_pairs(config, renderer)
+        return _kept(found["train"], {"rows": len(found["train"])}, [], config, length, "train")
+    made, counts, bad = load_all(config)
+    return _kept(_rendered(made, renderer), counts, bad, config, length, "train")
+
+
+def load_preferences(config: DataConfig, seed: int, renderer: Renderer) -> Loaded:
+    """Read and divide the preferences that `data` names; of a run, what it is, without its pairs."""
+    if is_run(config.train):
+        return loaded_run(config, renderer)
+    return load(config, seed, preferences=True)
+
+
+def prepare_preferences(
+    loaded: Loaded, renderer: Renderer, config: DataConfig, context: int, virtual: int = 0
+) -> tuple[dict[str, Preferences], dict[str, int]]:
+    """(pairs by side: train, eval, and test if there is one; counts). DataError when one is left empty."""
+    length = room(config, context, virtual)
+    if is_run(config.train):
+        given: dict[str, Iterable[Sided]] = dict(run_pairs(config, renderer))
+        special = 0
+    else:
+        parts = {"train": loaded.train, "eval": loaded.eval, "test": loaded.test}
+        given = {side: _rendered(rows, renderer) for side, rows in parts.items() if rows}
+        special = sum(holds_special(one, renderer) for rows in parts.values() for one in rows)
+    counts = {**loaded.counts, "train_special_tokens_in_text": special}
+    sides: dict[str, Preferences] = {}
+    for side, pairs in given.items():
+        sides[side] = _kept(pairs, {}, loaded.bad if side == "train" else [], config, length, side)
+        counts |= {f"{side}_{name}": count for name, count in sides[side].counts.items()}
+    return sides, counts
+
+
+def _rendered(rows: Iterable[Conversation], renderer: Renderer) -> Iterable[Sided]:
+    """Both answers of each row; a tie gives two pairs, one each way round, that count half."""
+    for row in rows:
+        other = row.other
+        assert other is not None
+        (chosen,) = renderer.render(row)
+        turned = replace(row, messages=(*row.messages[:-1], Message("assistant", other.rejected)))
+        (rejected,) = renderer.render(turned)
+        if chosen.prompt_ids != rejected.prompt_ids:
+            raise DataError(f"{row.source}: the template renders the question differently before its two answers")
+        votes = list(other.votes)
+        if other.tie:
+            yield chosen, rejected, 0.5, votes
+            yield rejected, chosen, 0.5, [1 - vote for vote in votes]
+        else:
+            yield chosen, rejected, 1.0, votes
+
+
+def _kept(
+    pairs: Iterable[Sided], counts: dict[str, int], bad: list[str], config: DataConfig, length: int, side: str
+) -> Preferences:
+    """The pairs of which both answers fit and are not the same tokens."""
+    rows: list[Preference] = []
+    done = {"too_long": 0, "truncated": 0, "identical": 0}
+    for chosen, rejected, weight, votes in pairs:
+        kept, cut = fit([chosen, rejected], length, config.too_long)
+        if len(kept) < 2:
+            done["too_long"] += 1
+        elif kept[0].answer_ids == kept[1].answer_ids:
+            done["identical"] += 1
+        else:
+            done["truncated"] += bool(cut["truncated"])
+            ids = (kept[0].answer_ids, kept[1].answer_ids)
+            rows.append(Preference(chosen.prompt_ids, *ids, chosen.source, weight, votes))
+    if not rows:
+        raise DataError(
+            f"none of the {side} pairs can be used: {done['too_long']} do not fit {length} tokens, {done['identical']} "
+            "have the same answer twice; use shorter data, or set data.too_long=truncate"
+        )
+    return Preferences(rows, {**counts, **done, "pairs": len(rows)}, bad)

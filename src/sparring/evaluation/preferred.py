@@ -1,0 +1,139 @@
+"""How a player does on held-out preference pairs: its implicit reward β·(log p_θ - log p_θ0), and what beats it.
+
+Beside its accuracy stand those of three that learnt nothing from the pairs: chance (½), the longer answer, and the
+likelier answer under the reference. Log-probs of chosen and rejected answers are told apart, for both may fall.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparring.config import at
+from sparring.data.pairs import Pair, Preference, Rows
+from sparring.evaluation.judge import name_of
+from sparring.evaluation.people import People
+from sparring.evaluation.statistics import Interval, per_token
+from sparring.files import write_atomic
+from sparring.models.scoring import computed_tokens, score
+from sparring.objectives.pairwise import accuracy, margin, pairwise
+from sparring.reference import answers_of, preferences
+from sparring.run import Event, Phase
+from sparring.session import Session
+
+CHANCE = 0.5
+
+
+def preferred(session: Session, folder: Path, data: Phase, pairs: Phase, player: Phase) -> Event:
+    """Measure a player on the held-out pairs against the reference: one line of JSON per pair in preferred.jsonl.
+
+    Ties are left out. The interval resamples prompts, for the pairs of one prompt are not independent.
+    """
+    if not session.crew.writes:
+        return {}
+    said: list[Preference] = preferences(data, "eval")[:]
+    kept = [number for number, row in enumerate(said) if row.weight == 1]
+    rows = [said[number] for number in kept]
+    held: Rows[Pair] = Rows([pairs.folder / "held_out.arrow"], Pair)
+    known: list[Pair] = [held[number] for number in kept]
+    model = session.ring.seat(session.player(player))
+    asked = answers_of(rows)
+    player_PR = torch.tensor(
+        score(model, session.ring.base, asked, session.config.optimiser.micro_batch_tokens), dtype=torch.float64
+    ).view(-1, 2)
+    reference_PR = torch.tensor([[row.opponent_real, *row.opponent_synthetic] for row in known], dtype=torch.float64)
+    tokens_PR = torch.tensor([[len(row.chosen_ids), len(row.rejected_ids)] for row in rows], dtype=torch.float64)
+    m_P = _margins(session, player_PR, reference_PR, tokens_PR)
+    facts = {"player": name_of(player), "n": len(rows), "prompts": len({tuple(row.prompt_ids) for row in rows})}
+    facts |= _accuracies(rows, m_P, reference_PR, tokens_PR)
+    facts |= _moved(session, m_P, player_PR, reference_PR, tokens_PR)
+    people = People.of([row.votes for row in rows])
+    facts["people"] = people and people.facts()
+    lines = _lines(rows, m_P, player_PR - reference_PR)
+    write_atomic(folder / "preferred.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    session.run.log({"event": "preferred", **facts})
+    return {"preference": facts["preference"], "tokens": computed_tokens(session.ring.base, asked)}
+
+
+def _margins(session: Session, player_PR: Tensor, reference_PR: Tensor, tokens_PR: Tensor) -> Tensor:
+    """The margin of each pair as it is trained, [P]."""
+    play = session.config.selfplay
+    if play.reduction == "mean":
+        player_PR, reference_PR = player_PR / tokens_PR, reference_PR / tokens_PR
+    beta = at(play.beta, 0)
+    return margin(player_PR[:, 0], player_PR[:, 1:], reference_PR[:, 0], reference_PR[:, 1:], beta)[:, 0]
+
+
+def _accuracies(rows: Sequence[Preference], m_P: Tensor, reference_PR: Tensor, tokens_PR: Tensor) -> Event:
+    """Share of pairs that the implicit reward, the length and the reference's likelihood put the right way round."""
+    wins = {
+        "preference": m_P,
+        "preference_longer": tokens_PR[:, 0] - tokens_PR[:, 1],
+        "preference_likelier": reference_PR[:, 0] - reference_PR[:, 1],
+    }
+    facts: Event = {}
+    for name, gap_P in wins.items():
+        won = accuracy(gap_P.unsqueeze(-1)).tolist()
+        between = by_prompt(rows, won)
+        facts |= {name: sum(won) / len(won), f"{name}_low": between and between[0]}
+        facts[f"{name}_high"] = between and between[1]
+    return facts
+
+
+def by_prompt(rows: Sequence[Preference], numbers: Sequence[float]) -> Interval | None:
+    """95 % interval of a mean over pairs, by resampling prompts; None with few."""
+    sums: dict[tuple[int, ...], list[float]] = {}
+    for row, value in zip(rows, numbers, strict=True):
+        sums.setdefault(tuple(row.prompt_ids), []).append(value)
+    return per_token([-sum(values) for values in sums.values()], [len(values) for values in sums.values()])
+
+
+def _moved(session: Session, m_P: Tensor, player_PR: Tensor, reference_PR: Tensor, tokens_PR: Tensor) -> Event:
+    """Loss, margin, and where chosen and rejected answers went, each by itself, in nats per answer and per token."""
+    play, shift_PR = session.config.selfplay, player_PR - reference_PR
+    told_P = pairwise(m_P.unsqueeze(-1), play.loss, at(play.beta, 0))
+    facts: Event = {"preference_loss": told_P.mean().item(), "preference_margin": m_P.mean().item()}
+    for place, name in enumerate(("chosen", "rejected")):
+        total = tokens_PR[:, place].sum()
+        facts[f"{name}_logprob"] = (player_PR[:, place].sum() / total).item()
+        facts[f"{name}_shift"] = shift_PR[:, place].mean().item()
+        facts[f"{name}_shift_per_token"] = (shift_PR[:, place].sum() / total).item()
+    return facts
+
+
+def _lines(rows: Sequence[Preference], m_P: Tensor, shift_PR: Tensor) -> list[dict[str, Any]]:
+    return [
+        {"source": row.source, "margin": m, "chosen_shift": shift[0], "rejected_shift": shift[1], "votes": row.votes}
+        for row, m, shift in zip(rows, m_P.tolist(), shift_PR.tolist(), strict=True)
+    ]
+
+
+def choose_preferred(session: Session, folder: Path, before: Phase, scores: Phase, told: Phase) -> Event:
+    """Choose between θ_0 and the player by `dpo.select`; θ_0 prefers neither answer, so it has ½; ties go to it."""
+    if not session.crew.writes:
+        return {}
+    assert session.config.dpo is not None
+    by_nll = session.config.dpo.select == "nll"
+    if by_nll:
+        metric, words = "nll", "lower held-out NLL of chosen answers"
+        values = {"sft": float(before.facts["nll"]), "0": float(scores.facts["nll"])}
+        better = values["0"] < values["sft"]
+    else:
+        metric, words = "preference", "higher held-out preference accuracy"
+        values = {"sft": CHANCE, "0": float(told.facts["preference"])}
+        better = values["0"] > values["sft"]
+    best, other = ("0", "sft") if better else ("sft", "0")
+    label = "θ_1 (DPO)" if better else session.first
+    reason = f"{label} has the {words} ({values[best]:.4f} against {values[other]:.4f})"
+    reason = reason if values[best] != values[other] else f"θ_1 (DPO) is no better than {label} ({values[best]:.4f})"
+    content = {
+        "player": best, "label": label, "metric": metric, "value": values[best], "why": reason,
+        "rolled_back": not better, "values": values,
+    }  # fmt: skip
+    write_atomic(folder / "best.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return {"player": best}
