@@ -115,7 +115,8 @@ def verify(run: Path, adapter: Path) -> Verified:
         return Verified(len(rows), count, name, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, why)
     opened = open_player(run, "sft")
     tokens = config.optimiser.micro_batch_tokens
-    mine_N = torch.cat(score_tokens(opened.ring.seat(opened.player), opened.ring.base, rows, tokens)).double()
+    mine = score_tokens(opened.ring.seat(opened.player), opened.ring.base, rows, tokens)
+    mine_N = torch.tensor([logprob for answer in mine for logprob in answer], dtype=torch.float64)
     del opened  # one base in memory at a time
     gc.collect()
     model = bare_model(base_folder, config.model, adapter, quantised)

@@ -103,7 +103,8 @@ def load_all(config: DataConfig) -> tuple[list[Conversation], dict[str, int], li
 def count_prompts(config: DataConfig, seed: int) -> int:
     """How many distinct prompts `data.train` holds."""
     counts: Counter[str] = Counter()
-    found, _ = _conversations(config, config.train, ("split", config.split, "train"), seed=seed, counts=counts)
+    split = ("split", config.split, "train")
+    found, _ = _conversations(config, config.train, split, seed=seed, counts=counts, preferences=False, named=[])
     return len({_prompt(one) for one in found})
 
 

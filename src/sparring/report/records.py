@@ -149,11 +149,7 @@ def read_run(folder: Path) -> Run:
             warnings[text(phase), text(row.get("text"))] = None
         elif event is None:
             unreadable += 1
-    for player, row in rewards.items():
-        scores[player] = {**row, **scores.get(player, {})}
-    for player, row in prefers.items():
-        known = {key: value for key, value in row.items() if key.startswith("preference")}
-        scores[player] = scores.get(player, {}) | known
+    _beside(scores, rewards, prefers)
     return Run(
         folder=folder,
         lock=lock,
@@ -168,6 +164,15 @@ def read_run(folder: Path) -> Run:
         warnings=tuple(warnings),
         unreadable=unreadable,
     )
+
+
+def _beside(scores: dict[str, Row], rewards: dict[str, Row], prefers: dict[str, Row]) -> None:
+    """Put what rewards and pairs say of a player into the line of its scores."""
+    for player, row in rewards.items():
+        scores[player] = {**row, **scores.get(player, {})}
+    for player, row in prefers.items():
+        known = {key: value for key, value in row.items() if key.startswith("preference")}
+        scores[player] = scores.get(player, {}) | known
 
 
 def shown(run: Run) -> int:
