@@ -171,20 +171,24 @@ def _numbers(event: Event) -> str:
     return f"  NLL {event['nll']:.4f}"
 
 
+def _valued(event: Event) -> str:
+    """What a scorer, or people's pairs, say of a player."""
+    if event["event"] == "reward":
+        return f"  held-out reward {event['reward']:.4f} ({event['scorer']}; real answers {event['real_reward']:.4f})"
+    low = event["preference_low"]
+    between = "" if low is None else " [{preference_low:.1%}, {preference_high:.1%}]".format(**event)
+    moved = "chosen {chosen_shift:+.2f}, rejected {rejected_shift:+.2f} nats per answer".format(**event)
+    return f"  held-out preference accuracy {event['preference']:.1%}{between} of {event['n']} pairs · {moved}"
+
+
 def _words(event: Event) -> str:
     kind = event["event"]
     if kind == "warning":
         return f"  warning: {event['text']}"
     if kind == "stop":
         return f"  stopped early at step {event['step']}: {event['reason']}"
-    if kind == "reward":
-        return f"  held-out reward {event['reward']:.4f} ({event['scorer']}; real answers {event['real_reward']:.4f})"
-    if kind == "preferred":
-        between = (
-            "" if event["preference_low"] is None else " [{preference_low:.1%}, {preference_high:.1%}]".format(**event)
-        )
-        moved = "chosen {chosen_shift:+.2f}, rejected {rejected_shift:+.2f} nats per answer".format(**event)
-        return f"  held-out preference accuracy {event['preference']:.1%}{between} of {event['n']} pairs · {moved}"
+    if kind in ("reward", "preferred"):
+        return _valued(event)
     if kind not in ("scores", "test"):
         return ""
     parts = [f"  {event['label']}: {event['n']} {'test' if kind == 'test' else 'held-out'} prompts"]

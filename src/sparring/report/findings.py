@@ -75,7 +75,8 @@ def _unfinished(run: Run) -> str:
     ranked = [(value, player) for player in judged if (value := number(run.scores[player], "nll")) is not None]
     if ranked:
         player = min(ranked)[1]
-        parts.append(f" So far the lowest NLL is {run.label(player)}'s. {_against_start(run, player)}")
+        of = "" if run.rewarded or run.prefers else " of self-play"
+        parts.append(f" So far the lowest NLL{of} is {run.label(player)}'s. {_against_start(run, player)}")
     return "".join(parts)
 
 
