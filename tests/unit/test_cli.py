@@ -300,7 +300,7 @@ def test_internal_errors_keep_their_traceback(
 ) -> None:
     import sparring.job
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise KeyError("inside")
 
     monkeypatch.setattr(sparring.job, "run_job", broken)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.fakes import HOSTILE, NLL, Page, best, events, lock, make_run, phase, steps
 
-from sparring.cli import _conclusion
+from sparring.cli_runs import conclude
 from sparring.errors import RunError
 from sparring.report.findings import last_line, verdict
 from sparring.report.markdown import fenced, inline
@@ -236,10 +236,10 @@ def test_last_line_counts_matches_upwards(tmp_path: Path) -> None:
 
 
 def test_the_terminal_ends_with_it(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _conclusion(whole, whole / "report.html")
+    conclude(whole, whole / "report.html")
     assert capsys.readouterr().out.endswith("report.html\n")
     worse = make_run(tmp_path / "run", events(), lock(), best("1"))
-    _conclusion(worse, worse / "report.html")
+    conclude(worse, worse / "report.html")
     assert capsys.readouterr().out.splitlines()[-1] == last_line(worse)
 
 

@@ -71,8 +71,8 @@ def _unfinished(run: Run) -> str:
     parts.append(". No best player has been chosen.")
     ranked = [(value, player) for player in judged if (value := number(run.scores[player], "nll")) is not None]
     if ranked:
-        player = min(ranked)[1]
-        parts.append(f" So far the lowest NLL is {run.label(player)}'s. {_against_start(run, player)}")
+        player, what = min(ranked)[1], "the players" if run.rewarded else "self-play"
+        parts.append(f" So far the lowest NLL of {what} is {run.label(player)}'s. {_against_start(run, player)}")
     return "".join(parts)
 
 
