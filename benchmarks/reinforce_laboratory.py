@@ -3,9 +3,11 @@
     python -m benchmarks.reinforce_laboratory --out runs/rl [--seeds 1 2 3 4 5] [--set reinforce.beta=0.2 …]
 
 Per seed one θ_0, and from it: reinforcement learning on the exact validity of an answer, and fine-tuning that goes on
-with the FLOPs that the former spent on playing, scoring and learning, at three learning rates of which the one with the
-highest validity on held-out prompts is taken. Each arm's best player (by reward; by held-out NLL) is measured on test
-prompts that chose nothing; intervals are over seeds and prompts. Finished runs are not made again. One thread.
+with the FLOPs that the former spent on playing, scoring and learning, at three learning rates. Of RL the player with
+the highest held-out reward is measured; of fine-tuning the last one, which has spent it all, at the learning rate whose
+last players have the highest held-out validity, and the one with the lowest held-out NLL, at the rate whose such
+players do. All on test prompts that chose nothing; intervals are over seeds and prompts. Finished runs are not made
+again. One thread, eleven minutes.
 """
 
 from __future__ import annotations
@@ -45,23 +47,26 @@ def spent(folder: Path, phases: Sequence[str] = SPENT) -> int:
     return sum(int(read_json(path)["facts"]["flops"]) for path in markers)
 
 
-def tested(folder: Path) -> list[dict[str, Any]]:
-    """The test rows of the run's best player."""
-    lines = (folder / "test" / "best.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+def tested(folder: Path, which: str) -> list[dict[str, Any]]:
+    """The test rows of the run's best or last player, which may be one."""
+    path = folder / "test" / f"{which}.jsonl"
+    path = path if path.exists() else path.with_name("best.jsonl")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def held_out(folder: Path) -> float:
-    """The best player's valid mass on the held-out prompts."""
-    player = read_json(folder / "best" / "best.json")["player"]
-    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    found = [event["exact"]["valid_mass"] for event in events if event["event"] == "scores"]
-    names = [event["player"] for event in events if event["event"] == "scores"]
-    return float(dict(zip(names, found, strict=True))[player])
+def held_out(folder: Path, which: str) -> float:
+    """The best or last player's valid mass on the held-out prompts."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    scores = [event for event in map(json.loads, lines) if event["event"] == "scores" and event["player"] != "base"]
+    found = {event["player"]: float(event["exact"]["valid_mass"]) for event in scores}
+    return found[read_json(folder / "best" / "best.json")["player"]] if which == "best" else list(found.values())[-1]
 
 
-def arms(out: Path, seeds: Sequence[int], changes: Sequence[str]) -> dict[str, list[Path]]:
-    """Every arm's runs, one per seed."""
+Arms = dict[str, tuple[list[Path], str]]
+
+
+def arms(out: Path, seeds: Sequence[int], changes: Sequence[str]) -> Arms:
+    """Every arm's runs, one per seed, and which player of each."""
     first = [run(out, "start", seed, ["selfplay.iterations=0"], self_play, None) for seed in seeds]
     rl, more = [], {rate: [] for rate in RATES}
     for seed, start in zip(seeds, first, strict=True):
@@ -76,14 +81,17 @@ def arms(out: Path, seeds: Sequence[int], changes: Sequence[str]) -> dict[str, l
             more[rate].append(run(out, f"sft-{rate}", seed, continued, self_play, start))
             done = spent(more[rate][-1], ("player",))
             print(f"seed {seed}: RL {budget:.3g} FLOPs, more SFT at {rate} {done:.3g}", flush=True)
-    best = max(RATES, key=lambda rate: sum(held_out(folder) for folder in more[rate]))
-    print(f"more SFT: lr {best} has the highest validity on held-out prompts")
-    return {"θ_0": first, "more SFT": more[best], "RL": rl}
+    made: Arms = {"θ_0": (first, "best"), "RL": (rl, "best")}
+    for arm, which in (("more SFT", "last"), ("more SFT by NLL", "best")):
+        rate = max(RATES, key=lambda rate: sum(held_out(folder, which) for folder in more[rate]))
+        print(f"{arm}: lr {rate} has the highest validity on held-out prompts")
+        made[arm] = (more[rate], which)
+    return made
 
 
-def table(found: dict[str, list[Path]]) -> list[dict[str, Any]]:
+def table(found: Arms) -> list[dict[str, Any]]:
     """A row per metric and arm: mean with interval over seeds and prompts, and RL's difference to the arm."""
-    rows = {arm: [tested(folder) for folder in folders] for arm, folders in found.items()}
+    rows = {arm: [tested(folder, which) for folder in folders] for arm, (folders, which) in found.items()}
     lines = []
     for name in SHOWN:
         metric = METRICS[name]
@@ -109,7 +117,7 @@ def main() -> None:
     lines = table(arms(options.out, options.seeds, options.set))
     for line in lines:
         gap = "" if line["rl"] is None else "   RL - this {:+.4f} [{:+.4f}, {:+.4f}], p {:.3f}".format(*line["rl"])
-        print(f"{line['metric']:12s} {line['arm']:9s} {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]{gap}")
+        print(f"{line['metric']:12s} {line['arm']:16s} {line['mean']:.4f} [{line['low']:.4f}, {line['high']:.4f}]{gap}")
     print(json.dumps({"seeds": options.seeds, "rows": lines, "cpu_seconds": time.process_time() - begun}))
 
 

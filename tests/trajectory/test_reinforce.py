@@ -75,3 +75,19 @@ def test_one_verb_does_not_go_on_with_the_others_run(arena):
     assert "SPIN loss" not in page
     events = [json.loads(line) for line in (place.run / "metrics.jsonl").read_text().splitlines()]
     assert sum(event["event"] == "reward" for event in events) == 4
+
+
+def test_two_processes_learn_as_one(arena):
+    alone, place = make(arena), make(arena)
+    for each in (alone, place):
+        settings = {key: value for key, value in SETTINGS.items() if value is not None}
+        each.config(**settings, method__dropout=0.0, sft__epochs=0, generation__shard_size=5)
+    assert reinforced(alone).code == 0
+    result = reinforced(place, processes=2)
+    assert result.code == 0, result.err
+    for name in ("0/rewards/rewards.arrow", "0/scored/groups.arrow"):
+        assert (place.run / name).read_bytes() == (alone.run / name).read_bytes(), name
+    for run in (alone.run, place.run):
+        assert (run / "best/best.json").exists()
+    rewards = [json.loads((each.run / "best/best.json").read_text())["values"] for each in (alone, place)]
+    assert rewards[0].keys() == rewards[1].keys()

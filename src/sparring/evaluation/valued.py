@@ -28,9 +28,10 @@ def judge_reward(
     first  theta_0's own judgement, against which reward, length and entropy are compared; None: this is it, or the base
     """
     facts = judge(session, folder, data, player, start, None, label=label, iteration=None)
+    events = session.run.events()  # of all processes together
     if not session.crew.writes:
         return {}
-    seen = next(event for event in session.run.events() if event["event"] == "scores")
+    seen = next(event for event in events if event["event"] == "scores")
     given, prompts, said = (
         scorer_of(session.config, session.renderer),
         session.prompts(data, "eval"),

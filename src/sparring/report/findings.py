@@ -75,8 +75,8 @@ def _unfinished(run: Run) -> str:
     ranked = [(value, player) for player in judged if (value := number(run.scores[player], "nll")) is not None]
     if ranked:
         player = min(ranked)[1]
-        of = "" if run.rewarded or run.prefers else " of self-play"
-        parts.append(f" So far the lowest NLL{of} is {run.label(player)}'s. {_against_start(run, player)}")
+        what = "the players" if run.rewarded or run.prefers else "self-play"
+        parts.append(f" So far the lowest NLL of {what} is {run.label(player)}'s. {_against_start(run, player)}")
     return "".join(parts)
 
 
