@@ -71,6 +71,7 @@ ROWS = {
     "report.records": 1,
     "costs": 2,
     "data.pairs": 2,
+    "data.values": 2,
     "evaluation.harness": 2,
     "evaluation.judges": 2,
     "evaluation.prompting.styles": 2,
