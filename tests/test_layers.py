@@ -74,6 +74,7 @@ ROWS = {
     "serve_guard": 1,
     "costs": 2,
     "data.pairs": 2,
+    "data.values": 2,
     "evaluation.harness": 2,
     "evaluation.judges": 2,
     "evaluation.prompting.styles": 2,

@@ -13,18 +13,9 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from sparring.config import DataConfig
-from sparring.data.formats import (
-    BadRow,
-    Format,
-    Row,
-    asked_text,
-    column_text,
-    marked_turns,
-    messages_of,
-    needed,
-    shown,
-)
+from sparring.data.formats import Format, asked_text, marked_turns
 from sparring.data.messages import Conversation, Message, Other
+from sparring.data.values import BadRow, Row, column_text, messages_of, needed, shown
 from sparring.errors import DataError
 
 ANNOTATORS = ("annotator1", "annotator2", "annotator3")

@@ -6,46 +6,33 @@ formats share (system messages, rendering, the checks on turns) is written once,
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol, final
+from typing import Protocol
 
 from sparring.config import DataConfig
-from sparring.data.messages import Conversation, Message, Role
+from sparring.data.messages import Conversation, Message
+from sparring.data.values import (
+    ROLES,
+    BadRow,
+    Row,
+    column_text,
+    list_of,
+    messages_of,
+    needed,
+    optional_text,
+    shown,
+    string_of,
+)
 from sparring.errors import ConfigError, DataError, nearest
 
-Row = Mapping[str, Any]
 Turns = tuple[list[Message], bool]  # the turns, and whether they are a chat
 
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "ai": "assistant",
-}
 _HASH_MARKER = re.compile(r"###\s?(Human|User|Assistant):", re.IGNORECASE)
 _LINE_MARKER = re.compile(r"^(Human|User|Assistant):", re.MULTILINE)
 _DEFAULTS = DataConfig.model_validate({})
-
-
-@final
-class BadRow(DataError):
-    """One row that cannot be used; `reason` is the kind of fault, which `bad_rows: skip` counts by."""
-
-    def __init__(self, source: str, reason: str, found: str) -> None:
-        self.said = f"{source}: {reason}: {found}"
-        super().__init__(f"{self.said}; correct the row, or set data.bad_rows: skip")
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +59,7 @@ class Format:
         if config.render != "auto":
             chat = config.render == "chat"
         if turns and turns[0].role != "system":
-            own = _optional(row, "system", source) if "system" in self.optional else ""
+            own = optional_text(row, "system", source) if "system" in self.optional else ""
             system = own if own.strip() else (config.system or "") if chat else ""
             turns = [Message("system", system), *turns] if system.strip() else turns
         turns = _checked(turns, source)
@@ -81,71 +68,6 @@ class Format:
             found = f"the turns are {', '.join(roles)}, and plain text is one user and one assistant turn"
             raise BadRow(source, "not plain text", f"{found} (data.render: chat takes them all)")
         return Conversation(tuple(turns), chat, source)
-
-
-# ---------------------------------------------------------------- values
-
-
-def shown(value: object) -> str:
-    """A value as a file would hold it, cut to a readable length."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _string(value: object, where: str, source: str) -> str:
-    if not isinstance(value, str):
-        raise BadRow(source, "wrong type", f"{where} is {shown(value)}, and must be text")
-    return value
-
-
-def needed(row: Row, column: str, source: str) -> Any:
-    """A column's value; BadRow if the row has none."""
-    if column not in row:
-        raise BadRow(source, "missing column", f'no "{column}" among {", ".join(map(str, row))}')
-    return row[column]
-
-
-def column_text(row: Row, column: str, source: str) -> str:
-    """A column's text; BadRow if there is none, or something else."""
-    return _string(needed(row, column, source), column, source)
-
-
-def _optional(row: Row, column: str, source: str) -> str:
-    return "" if row.get(column) is None else column_text(row, column, source)
-
-
-def _list(value: object, where: str, source: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise BadRow(source, "wrong type", f"{where} is {shown(value)}, and must be a list")
-    return value
-
-
-def _content(value: object, where: str, source: str) -> str:
-    """Text, or the joined text of a list of text parts."""
-    if not isinstance(value, list):
-        return _string(value, where, source)
-    for part in value:
-        if not isinstance(part, dict) or part.get("type") != "text":
-            raise BadRow(source, "wrong type", f"{where} holds {shown(part)}, and only text parts are known")
-    return "".join(_string(part.get("text"), where, source) for part in value)
-
-
-def _message(item: object, where: str, source: str) -> Message:
-    """One turn, under the keys role and content or from and value."""
-    if not isinstance(item, dict):
-        raise BadRow(source, "wrong type", f"{where} is {shown(item)}, and must hold a role and a content")
-    role = item.get("role") or item.get("from")
-    if not isinstance(role, str) or role.lower() not in ROLES:
-        known = f"known: {', '.join(ROLES)}"
-        raise BadRow(source, "unknown role", f"{where} has the role {shown(role)} ({known})")
-    content = item["content"] if "content" in item else item.get("value")
-    return Message(ROLES[role.lower()], _content(content, f"{where}.content", source))
-
-
-def messages_of(value: object, where: str, source: str) -> list[Message]:
-    """A list of turns; BadRow, naming `where` in the row, if it is none."""
-    items = _list(value, where, source)
-    return [_message(item, f"{where}[{index}]", source) for index, item in enumerate(items)]
 
 
 # ---------------------------------------------------------------- formats
@@ -192,18 +114,18 @@ def _sharegpt(row: Row, source: str, config: DataConfig) -> Turns:
 
 def asked_text(row: Row, source: str) -> str:
     """Instruction and input, where there is one, as one question."""
-    asked = [column_text(row, "instruction", source), _optional(row, "input", source)]
+    asked = [column_text(row, "instruction", source), optional_text(row, "input", source)]
     return "\n\n".join(part for part in asked if part.strip())
 
 
 def _alpaca(row: Row, source: str, config: DataConfig) -> Turns:
     turns: list[Message] = []
-    for index, pair in enumerate(_list(row.get("history") or [], "history", source)):
+    for index, pair in enumerate(list_of(row.get("history") or [], "history", source)):
         where = f"history[{index}]"
-        if len(_list(pair, where, source)) != 2:
+        if len(list_of(pair, where, source)) != 2:
             raise BadRow(source, "wrong type", f"{where} holds {len(pair)} texts, and must hold two")
-        turns.append(Message("user", _string(pair[0], where, source)))
-        turns.append(Message("assistant", _string(pair[1], where, source)))
+        turns.append(Message("user", string_of(pair[0], where, source)))
+        turns.append(Message("assistant", string_of(pair[1], where, source)))
     turns.append(Message("user", asked_text(row, source)))
     turns.append(Message("assistant", column_text(row, "output", source)))
     return turns, True

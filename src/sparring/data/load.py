@@ -23,9 +23,10 @@ import pyarrow
 
 from sparring.config import DataConfig
 from sparring.data.comparisons import PREFERENCES, without_ties
-from sparring.data.formats import FORMATS, BadRow, Row, choose_format, renamed
+from sparring.data.formats import FORMATS, choose_format, renamed
 from sparring.data.messages import Conversation
 from sparring.data.sources import LABORATORY, find_rows, one_line
+from sparring.data.values import BadRow, Row
 from sparring.errors import ConfigError, DataError
 
 _SPLIT = re.compile(r"([\w.-]*)(?:\[([^:\[\]]*):([^:\[\]]*)\])?")

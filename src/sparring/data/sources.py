@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from sparring.data.formats import BadRow
+from sparring.data.values import BadRow
 from sparring.errors import ConfigError, DataError, nearest
 
 LABORATORY = "laboratory"
