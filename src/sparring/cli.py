@@ -21,6 +21,7 @@ from sparring.cli_chat import app as chat
 from sparring.cli_evaluate import app as evaluate
 from sparring.cli_export import app as export
 from sparring.cli_lab import lab
+from sparring.cli_reward import app as reward
 from sparring.errors import SparringError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ app.add_typer(lab, name="lab")
 app.add_typer(chat)
 app.add_typer(evaluate)  # sample, judge, bench, mt-bench
 app.add_typer(export)  # merge
+app.add_typer(reward)
 
 ConfigArgument = Annotated[
     str | None,
@@ -141,7 +143,10 @@ def runs(folder: RunsOption = "runs", as_json: JsonOption = False) -> None:
 def report(which: RunArgument = "last", folder: RunsOption = "runs") -> None:
     """Write the report of a run or a study again, and print its table."""
     from sparring.browse import find_run
+    from sparring.cli_reward import told as told_reward
     from sparring.report.page import write_report
+    from sparring.report.reward import is_reward_run
+    from sparring.report.reward_page import write_reward_report
     from sparring.report.study_page import write_study
 
     for place in (Path(which), Path(folder) / which, Path(folder) / f"{which}.compare"):
@@ -149,6 +154,10 @@ def report(which: RunArgument = "last", folder: RunsOption = "runs") -> None:
             _told(write_study(place).parent)
             return
     found = find_run(which, Path(folder))
+    if is_reward_run(found):
+        write_reward_report(found)
+        told_reward(found)
+        return
     _conclusion(found, write_report(found))
 
 

@@ -12,9 +12,11 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sparring.config_compare import ArmConfig, AxisConfig, CompareConfig
 from sparring.config_inputs import DataConfig, ModelConfig
+from sparring.config_reward import RewardConfig
 from sparring.evaluation.extract import extractor
 from sparring.methods import METHODS, Settings, method_of
 from sparring.methods.lora import LoRA
+from sparring.rewards.settings import ScorerConfig
 from sparring.section import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
 
 __all__ = ["ArmConfig", "AxisConfig", "CompareConfig", "Config", "DataConfig", "MethodConfig", "ModelConfig"]
@@ -195,6 +197,8 @@ class Config(Section):
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
     optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    reward: RewardConfig | None = Field(None, description="how `sparring reward` trains; default: as it stands there")
+    scorer: ScorerConfig | None = Field(None, description="what says how good an answer is")
     compare: CompareConfig | None = Field(None, description="arms that `sparring compare` trains beside self-play")
 
     @model_validator(mode="before")
@@ -309,6 +313,8 @@ NEUTRAL = {
     "selfplay": {"keep"},
     "evaluation": {"show": True, "prompting": {"rules"}},
     "compare": True,
+    "reward": True,  # counts where a reward model is trained
+    "scorer": True,  # its content counts where it is used
     "generation": {"batch_tokens"},
     "optimiser": {"micro_batch_tokens", "gradient_checkpointing", "save_every"},
 }

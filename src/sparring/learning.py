@@ -47,12 +47,12 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
         session.run.warn("every weight trains in bf16, which loses updates below 1/256 of a weight; fp32 keeps them")
     if session.config.start is not None or config.epochs == 0:
         if session.crew.writes:
-            _given(session, folder)
+            write_start(session, folder, "sft")
         return {"stopped": None, "steps": 0, "tokens": 0, "flops": 0, "trainable": 0}
     model = session.ring.challenge(start, session.seed("sft adapter"), session.config.method.sft_dropout)
     prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
     longest = rows[int(np.argmax(np.add(prompts, real)))]
-    budget = _budget(session, folder, [(longest.prompt_ids, longest.real_ids)])
+    budget = budget_of(session, folder, [(longest.prompt_ids, longest.real_ids)])
     task = SFTTask(base, rows, budget.tokens)
     steps = plan_steps(len(rows), config.batch_size, config.epochs, session.seed("sft order"))
     fit(
@@ -71,16 +71,16 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     return {**made, "virtual": tokens - sum(lengths), "trainable": session.ring.size}
 
 
-def _given(session: Session, folder: Path) -> None:
-    """theta_0 without training: the player in `start`, or the base."""
+def write_start(session: Session, folder: Path, name: str) -> None:
+    """theta_0 without training, in the phase of that name: the player in `start`, or the base."""
     hold, home = session.config.selfplay.hold, session.run.folder
     if session.config.start is None:
-        session.ring.save_start(folder, hold, session.seed("sft adapter"), home, "sft")
+        session.ring.save_start(folder, hold, session.seed("sft adapter"), home, name)
     else:
         given = Path(session.config.start).expanduser()
         if said := other_base(given, session.config.model.base):
             session.run.warn(said)
-        adopt(session.ring, given, folder, hold, home, "sft")
+        adopt(session.ring, given, folder, hold, home, name)
 
 
 # ---------------------------------------------------------------- learning
@@ -103,7 +103,7 @@ def learn(
     start = fingerprint_tensors(session.ring.trainable())
     rows = Rows([pairs.folder / "pairs.arrow"], Pair)
     sizes = _sizes(session.ring.base, rows)
-    budget = _budget(session, folder, pair_rows(rows[int(np.argmax(sizes))]))
+    budget = budget_of(session, folder, pair_rows(rows[int(np.argmax(sizes))]))
     task = PairTask(session.ring.base, rows, config.selfplay, iteration, budget.tokens, pairs.facts["noise"])
     flops, (lengths, scored) = Flops.of(model), _trained_lengths(rows, range(len(rows)))
     whole = flops.training(lengths, scored, sum(sizes), budget.checkpointing)
@@ -147,7 +147,7 @@ def go_on(
     prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
     lengths = [a + b - 1 for a, b in zip(prompts, real, strict=True)]
     longest = rows[int(np.argmax(lengths))]
-    budget = _budget(session, folder, [(longest.prompt_ids, longest.real_ids)])
+    budget = budget_of(session, folder, [(longest.prompt_ids, longest.real_ids)])
     task, flops = SFTTask(session.ring.base, rows, budget.tokens), Flops.of(model)
     whole = flops.training(lengths, sum(real), checkpointing=budget.checkpointing)
     once = Cost(len(rows) / config.batch_size, sum(lengths) + flops.virtual * len(lengths), whole)
@@ -203,7 +203,7 @@ def _trained_lengths(rows: Rows[Pair], items: Sequence[int]) -> tuple[list[int],
     return lengths, sum(real[i] + sum(synthetic[i]) for i in items)
 
 
-def _budget(session: Session, folder: Path, longest: list[Row]) -> Budget:
+def budget_of(session: Session, folder: Path, longest: list[Row]) -> Budget:
     """Tokens at once; chosen when the phase begins, and kept when it goes on after a kill with the same settings."""
     return session.crew.decide(lambda: _chosen_budget(session, folder / CHECKPOINTS / "budget.json", longest))
 

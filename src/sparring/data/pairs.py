@@ -65,6 +65,23 @@ class Pair:
     played_at: int
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Two answers to one prompt, of which someone preferred the first.
+
+    weight  how much it counts: 1, or ½ for each half of a tie that stands in both orders
+    votes   of each annotator, if there were several: 1 for the chosen answer, 0 for the other, ½ for a tie
+    """
+
+    key: int
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    weight: float
+    votes: list[float]
+    source: str
+
+
 SCHEMAS: dict[type, pa.Schema] = {
     Prompt: pa.schema(
         [
@@ -96,9 +113,20 @@ SCHEMAS: dict[type, pa.Schema] = {
             ("played_at", pa.int32()),
         ]
     ),
+    Compared: pa.schema(
+        [
+            ("key", pa.uint64()),
+            ("prompt_ids", _IDS),
+            ("chosen_ids", _IDS),
+            ("rejected_ids", _IDS),
+            ("weight", pa.float64()),
+            ("votes", pa.list_(pa.float64())),
+            ("source", pa.string()),
+        ]
+    ),
 }
 
-Row = TypeVar("Row", Prompt, Played, Pair)
+Row = TypeVar("Row", Prompt, Played, Pair, Compared)
 
 
 def keyed(examples: Iterable[Example]) -> list[Prompt]:

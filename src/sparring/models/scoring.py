@@ -7,7 +7,7 @@ Shapes: A rows, N tokens of all their answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparring.data.collate import Batch, Row, collate, micro_batches, packed_tokens
 from sparring.models.base import Base
-from sparring.models.forward import token_confidences, token_logprobs, token_surprises
+from sparring.models.forward import token_confidences, token_logprobs, token_states, token_surprises
 from sparring.models.virtual import placed
 
 # Tokens scored at once on a CPU: more does not make it faster, and takes memory.
@@ -37,6 +37,16 @@ def answer_logprobs(model: Any, base: Base, rows: Sequence[Row]) -> Scores:
     logprob_N = token_logprobs(model, batch, base.layout).double()
     tokens_A = torch.tensor(batch.tokens, device=base.device)
     return Scores(torch.segment_reduce(logprob_N, "sum", lengths=tokens_A), tokens_A)
+
+
+def last_states(model: Any, base: Base, rows: Sequence[Row]) -> Tensor:
+    """The last hidden state at every answer's last token, which has seen all of it, [A, D].
+
+    That token is no input where log-probs are wanted, for it predicts nothing; so one more is laid behind it.
+    """
+    batch = _collate(base, [(prompt, [*answer, base.pad_id]) for prompt, answer in rows])
+    last_A = torch.tensor(batch.tokens, device=base.device).cumsum(0) - 1
+    return token_states(model, replace(batch, at_N=batch.at_N[last_A]), base.layout)
 
 
 def _collate(base: Base, rows: Sequence[Row]) -> Batch:
@@ -63,16 +73,24 @@ def computed_tokens(base: Base, rows: Sequence[Row]) -> int:
     return sum(len(prompt) + len(answer) - 1 for prompt, answer in rows)
 
 
-@torch.no_grad()
 def score(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> list[float]:
     """Summed log-prob of each row's answer in nats, in the order given, under the seated player."""
+    return each(lambda chosen: answer_logprobs(model, base, chosen).logprob_A, base, rows, tokens)
+
+
+@torch.no_grad()
+def each(values_of: Callable[[list[Row]], Tensor], base: Base, rows: Sequence[Row], tokens: int) -> list[float]:
+    """A number for each row [A], in the order given, by calls with at most so many tokens.
+
+    values_of  some rows → their numbers [rows]
+    """
     result = [0.0] * len(rows)
     tokens = min(tokens, CPU_TOKENS) if base.device.type == "cpu" else tokens
     for chunk in _chunks(_neighbours(rows, tokens, base.virtual), 1024):
         items = list(range(len(chunk)))
         for chosen in split_rows(items, [[rows[i] for i in item] for item in chunk], base, tokens):
             indices = [i for item in chosen for i in chunk[item]]
-            values = answer_logprobs(model, base, [rows[i] for i in indices]).logprob_A.tolist()
+            values = values_of([rows[i] for i in indices]).tolist()
             for index, value in zip(indices, values, strict=True):
                 result[index] = value
     return result

@@ -22,6 +22,8 @@ KINDS = {  # the last part of a phase's name: what was done in it
     "player": "learning",
     "played": "generation",
     "pairs": "scoring",
+    "reward": "learning",
+    "reward-scores": "judging",
 }
 
 
@@ -228,6 +230,7 @@ def phase_label(phase: str) -> str:
     if slash and head.isdecimal():
         return text(f"iteration {head}: {verbs.get(tail, tail)}")
     names = {"base-scores": "base: judge", "sft-scores": "SFT: judge", "sft": "SFT: learn", "data": "data"}
+    names |= {"reward": "reward model: learn", "reward-scores": "reward model: judge"}
     names["quantisation"] = "cost of quantising"
     return text(names.get(phase.replace("/", "-"), phase))
 
