@@ -26,9 +26,8 @@ def imported(name: str, what: str, takes: str, error: type[InputError] = InputEr
             found = getattr(found, part)
     except Exception as fault:  # a module of someone else's may raise anything
         said = " ".join(str(fault).split())
-        why = (
-            said if isinstance(fault, ImportError | AttributeError | ValueError) else f"{type(fault).__name__}: {said}"
-        )
+        usual = isinstance(fault, ImportError | AttributeError | ValueError)
+        why = said if usual else f"{type(fault).__name__}: {said}"
         raise error(f"{what} cannot be imported ({why}); give module:function") from fault
     if not callable(found):
         raise error(f"{what} is a {type(found).__name__}; give a function {takes}")

@@ -1,4 +1,4 @@
-"""Preference pairs from JSON lines: {"prompt", "chosen", "rejected"}, and perhaps "votes"; or the laboratory's plant."""
+"""Preference pairs from JSON lines: {"prompt", "chosen", "rejected"}, perhaps "votes"; or the laboratory's plant."""
 
 from __future__ import annotations
 

@@ -11,14 +11,19 @@ from typing import Any
 from sparring.laboratory import world
 
 FLIPPED = 0.1
-COUNT = 1000
+COUNT = 3000
 
 
 def rows(count: int = COUNT, flipped: float = FLIPPED, seed: int = 0) -> list[dict[str, Any]]:
-    """Pairs {"prompt", "chosen", "rejected"}, one per prompt, of at most 1000; `flipped` of them the wrong way round."""
+    """Pairs {"prompt", "chosen", "rejected"}, a share `flipped` of them the wrong way round.
+
+    All 1000 prompts have as many pairs, but for one more that some have.
+    """
     rng = random.Random(f"laboratory preferences {seed}")
-    made = []
-    for prompt in rng.sample(world.PROMPTS, count):
+    made: list[dict[str, Any]] = []
+    prompts = rng.sample(world.PROMPTS, len(world.PROMPTS))
+    for number in range(count):
+        prompt = prompts[number % len(prompts)]
         good = world.sample(prompt, rng)
         made.append({"prompt": prompt, "chosen": good, "rejected": _wrong(good, prompt, rng)})
     for row in rng.sample(made, round(flipped * count)):

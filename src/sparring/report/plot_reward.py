@@ -16,7 +16,7 @@ def reliability_plot(scores: Row) -> Plot | None:
         return None
     made, (axis,) = figure(1, 3.0)
     axis.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1.1, linestyle=":")
-    sure, right, counts = zip(*bins, strict=True)
+    sure, right, _ = zip(*bins, strict=True)
     axis.plot(sure, right, color=REAL, marker="o")
     for x, y, count in bins:
         axis.annotate(f"{count:g}", (x, y), xytext=(5, -11), textcoords="offset points", color=MUTED, fontsize=8)
@@ -52,9 +52,7 @@ def training_plot(run: Run, scores: Row) -> Plot | None:
     end_labels(loss, [(0.6931, "log 2", MUTED)])
     end_labels(accuracy, [(0.5, "chance", MUTED), *([(held, "held out", REAL)] if held is not None else [])])
     said = f"loss {fixed(number(rows[0], 'reward_loss'), 3)} to {fixed(number(rows[-1], 'reward_loss'), 3)}"
-    caption = (
-        "A pair is new in the first epoch only: where accuracy here is far above the held-out one, pairs are known."
-    )
+    caption = "A pair is new in the first epoch only: accuracy far above the held-out one is of pairs known by heart."
     return Plot("training", "Training", to_svg(made, "training", "Training", said), caption)
 
 

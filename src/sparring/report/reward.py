@@ -144,8 +144,8 @@ def _share(found: Row) -> str:
 def _points(found: Row) -> str:
     """A difference of shares in points."""
     mean = f"{fixed(100 * found['mean'], 1, sign=True)} points"
-    between = [None if found[key] is None else 100 * found[key] for key in ("low", "high")]
-    return f"{mean} {interval(*between, digits=1, sign=True)}".rstrip()
+    low, high = (None if found[key] is None else 100 * found[key] for key in ("low", "high"))
+    return f"{mean} {interval(low, high, digits=1, sign=True)}".rstrip()
 
 
 def _correlated(found: Row) -> str:
