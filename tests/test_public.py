@@ -66,6 +66,7 @@ def test_help_loads_nothing_heavy() -> None:
         "export",
         "lab",
         "chat",
+        "reward",
     ):
         assert f"\n  {verb} " in found.stdout
 
@@ -113,6 +114,7 @@ SURFACE = {
     },
     "methods": {"--markdown", "--json"},
     "mt-bench": {"--questions", "--player", "--model-id", "--limit", "--max-new-tokens", "--out", "--runs"},
+    "reward": {"--out", "--runs", "--json"},
     "sample": {"--player", "--count", "--seed", "--temperature", "--max-new-tokens", "--runs"},
 }
 

@@ -38,6 +38,8 @@ def _row(run: Path) -> list[str]:
         str(lock["base"]["name"]),
         str(lock["data"]["train"]),
     ]
+    if (run / "reward-scores" / "scores.json").exists():
+        return [name[0], "finished", *name[2:], "reward model", "–"]
     if not best.exists():
         return [*name, "", ""]
     chosen = json.loads(best.read_text(encoding="utf-8"))
@@ -61,7 +63,7 @@ def find_run(which: str, folder: Path) -> Path:
     if which == "last":
         if not locks:
             raise RunError(f"there is no run in {folder}; `sparring run` makes one, --runs names another folder")
-        begun = [lock for lock in locks if (lock.parent / "sft").exists()]
+        begun = [lock for lock in locks if any((lock.parent / name).exists() for name in ("sft", "reward"))]
         return (begun or locks)[-1].parent
     for place in (Path(which), folder / which):
         if (place / "run.lock.yaml").exists():

@@ -29,25 +29,26 @@ def reward(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="score: the file to write; default: standard output")] = None,
+    folder: Annotated[str, typer.Option("--runs", help="score: the folder that holds the runs")] = "runs",
     as_json: Annotated[bool, typer.Option("--json", help="events as JSON lines, for machines")] = False,
 ) -> None:
     """Distil people's comparisons into a reward model; `reward score RUN FILE` gives a number for every answer."""
     given = list(words or [])
     if given[:1] == ["score"]:
-        _score(given[1:], out)
+        _score(given[1:], out, folder)
         return
     if out is not None:
         raise typer.BadParameter("--out belongs to `sparring reward score`")
     _train(_config(given), as_json)
 
 
-def _score(given: list[str], out: Path | None) -> None:
+def _score(given: list[str], out: Path | None, folder: str) -> None:
     if len(given) != 2:
         raise typer.BadParameter("give `sparring reward score RUN FILE`: a run's folder, and a file with answers")
+    from sparring.browse import find_run
     from sparring.rewards.scored import score_file
 
-    run = Path(given[0]) if Path(given[0]).exists() else Path("runs") / given[0]
-    for line in score_file(run, Path(given[1]), out):
+    for line in score_file(find_run(given[0], Path(folder)), Path(given[1]), out):
         print(line)
     if out is not None:
         print(f"scores: {out}", file=sys.stderr)
