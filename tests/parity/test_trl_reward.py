@@ -41,7 +41,9 @@ def classifier(name: str, ring: Ring, weight_D: torch.Tensor, tokenizer: Any) ->
     missing, strange = model.load_state_dict(theirs, strict=False)
     assert not strange
     assert missing == ["score.weight"]
-    settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type=TaskType.SEQ_CLS, modules_to_save=[])
+    settings = LoraConfig(
+        r=4, lora_alpha=8, target_modules="all-linear", task_type=TaskType.SEQ_CLS, modules_to_save=[]
+    )
     wrapped = get_peft_model(model, settings)
     ours = {bare(key): p for key, p in ring.trainable().items() if NAME not in key}
     with torch.no_grad():

@@ -63,9 +63,7 @@ def test_the_ends_of_the_curve():
 def test_kl_is_that_of_best_of_n():
     """Enumerated: n draws of a uniform law without ties; the best of them has probability (k^n - (k-1)^n) / K^n."""
     many, n = 2000, 4
-    exact = sum(
-        p * math.log(p * many) for k in range(1, many + 1) if (p := (k**n - (k - 1) ** n) / many**n) > 0
-    )
+    exact = sum(p * math.log(p * many) for k in range(1, many + 1) if (p := (k**n - (k - 1) ** n) / many**n) > 0)
     assert exact == pytest.approx(kl_bound(n), abs=2e-3)
     assert exact <= kl_bound(n)
     assert kl_bound(1) == 0

@@ -1,4 +1,4 @@
-"""A reward run's report, from its folder alone: report.html and report.md."""
+"""A reward run's report, from its folder alone: report.html, report.md and tables/phases.csv."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sparring.report.page import again_of, config_yaml, facts_of
 from sparring.report.plot_reward import reliability_plot, training_plot
 from sparring.report.records import Row, Run, pretty, read_run, text
 from sparring.report.reward import headline, read_scores, reward_rows, warnings_of_reward
+from sparring.report.sheets import phases_csv
 from sparring.report.svg import drawing
 from sparring.report.tables import budget_rows, fixed
 
@@ -21,8 +22,13 @@ LONGEST = 2000  # characters of one text
 
 
 def write_reward_report(folder: Path) -> Path:
-    """Write report.html and report.md, each replaced whole; returns report.html's path. Works on an unfinished run."""
+    """Write report.html, report.md and tables/phases.csv, each replaced whole; returns report.html's path.
+
+    Works on an unfinished run, and says so.
+    """
     run, scores = read_run(folder), read_scores(folder)
+    (folder / "tables").mkdir(exist_ok=True)
+    replace(folder / "tables" / "phases.csv", phases_csv(run))
     replace(folder / "report.md", _markdown(run, scores))
     return replace(folder / "report.html", _html(run, scores))
 
