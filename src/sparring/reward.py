@@ -18,14 +18,14 @@ import numpy as np
 from sparring.config import Config
 from sparring.config_reward import RewardConfig
 from sparring.crew import muster
-from sparring.data.compared import Sides, read_sides
 from sparring.data.load import Loaded
 from sparring.data.messages import Renderer
-from sparring.data.pairs import Compared, Rows, write_rows
+from sparring.data.pairs import Preference, Rows, write_rows
+from sparring.data.preferences import load_preferences, prepare_preferences
 from sparring.evaluation.rewarded import judge_reward
 from sparring.job import open_session, run_folder
 from sparring.learning import budget_of, write_start
-from sparring.models.base import context_of, dtype_warning, find_base, read_config
+from sparring.models.base import context_of, dtype_warning, read_config
 from sparring.models.flops import Flops
 from sparring.models.players import Player
 from sparring.models.reward_head import fresh, put_on, take_off
@@ -37,11 +37,13 @@ from sparring.schedule import plan_steps
 from sparring.session import Session
 from sparring.trainer import fit
 
+SAID = 20  # rows that were left out are named, so many of them
 
-def train_reward(session: Session, sides: Sides) -> Phase:
+
+def train_reward(session: Session) -> Phase:
     """The whole of it; returns the phase that says how good the reward model is."""
     once = session.once
-    data = once("data", lambda session, folder: write_sides(session, folder, sides))
+    data = once("data", prepare_pairs)
     start = once("start", begin) if session.config.start is not None else None
     made = once("reward", learn_reward, data, start)
     return once("reward-scores", judge_reward, data, made)
@@ -51,35 +53,35 @@ def run_reward(config: Config, listeners: Sequence[Callable[[Event], None]] = ()
     """`sparring reward`: returns the run folder. Called again after a kill, it goes on from there."""
     settings = config.reward or RewardConfig()
     config = config.model_copy(update={"reward": settings})
-    read: list[Sides] = []
-
-    def pairs(config: Config, renderer: Renderer) -> Loaded:
-        context = context_of(read_config(find_base(config.model), config.model)) - config.method.virtual
-        read.append(read_sides(config.data, renderer, config.seed, context))
-        return Loaded([], [], read[-1].counts, read[-1].description, read[-1].fingerprint, [])
-
     with muster() as crew, Run(run_folder(config), crew) as run:
         run.listeners += listeners
         more = {"made by": "sparring reward", "reward": settings.model_dump(mode="json")}
-        session = open_session(config, run, command, read=pairs, more=more)
-        train_reward(session, read[-1])
+        train_reward(open_session(config, run, command, read=_pairs, more=more))
         run.gather()
         if crew.writes:
             write_reward_report(run.folder)
         return run.folder
 
 
-def write_sides(session: Session, folder: Path, sides: Sides) -> Event:
-    """Write train.arrow and eval.arrow. One process does."""
+def _pairs(config: Config, renderer: Renderer) -> Loaded:
+    return load_preferences(config.data, config.seed, renderer)
+
+
+def prepare_pairs(session: Session, folder: Path) -> Event:
+    """Render the pairs, and write train_pairs.arrow and eval_pairs.arrow. One process does."""
     if not session.crew.writes:
         return {}
-    for side, rows in (("train", sides.train), ("eval", sides.eval)):
-        write_rows(folder / f"{side}.arrow", rows, Compared)
-        if dropped := sides.counts[f"{side}_too_long"]:
+    config, context = session.config, context_of(read_config(session.base_folder, session.config.model))
+    sides, counts = prepare_preferences(session.loaded, session.renderer, config.data, context, config.method.virtual)
+    for side, found in sides.items():
+        write_rows(folder / f"{side}_pairs.arrow", found.rows, Preference)
+        if dropped := counts.get(f"{side}_too_long"):
             session.run.warn(f"{dropped} {side} pairs were dropped: longer than data.max_length or the model's context")
-    for said in sides.messages:
-        session.run.warn(said)
-    return {**sides.counts}
+        for said in found.messages[:SAID]:
+            session.run.warn(f"left out: {said}")
+        if len(found.messages) > SAID:
+            session.run.warn(f"{len(found.messages) - SAID} more rows were left out")
+    return counts
 
 
 def begin(session: Session, folder: Path) -> Event:
@@ -96,7 +98,7 @@ def learn_reward(session: Session, folder: Path, data: Phase, start: Phase | Non
         session.run.warn(f"the two answers cannot share their prompt's pass with this base: {base.layout.why}")
     if said := dtype_warning(session.config.model):
         session.run.warn(said)
-    rows = Rows([data.folder / "train.arrow"], Compared)
+    rows = Rows([data.folder / "train_pairs.arrow"], Preference)
     before = session.player(start) if start else Player.untrained(base, session.config.selfplay.hold)
     model = session.ring.challenge(before, session.seed("reward adapter"))
     sizes = _sizes(rows)
@@ -128,12 +130,12 @@ def learn_reward(session: Session, folder: Path, data: Phase, start: Phase | Non
     return {**made, "virtual": tokens - plain, "trainable": trainable}
 
 
-def _sizes(rows: Rows[Compared]) -> list[int]:
+def _sizes(rows: Rows[Preference]) -> list[int]:
     parts = (rows.lengths(name) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
     return [int(size) for size in np.sum(list(parts), axis=0)]
 
 
-def _lengths(rows: Rows[Compared], items: Sequence[int]) -> list[int]:
+def _lengths(rows: Rows[Preference], items: Sequence[int]) -> list[int]:
     """The length of every row that was trained on: prompt and answer."""
     prompts = rows.lengths("prompt_ids")
     sides = [rows.lengths(name) for name in ("chosen_ids", "rejected_ids")]

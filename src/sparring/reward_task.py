@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparring.config_reward import RewardConfig
 from sparring.data.collate import Row
-from sparring.data.pairs import Compared, Rows
+from sparring.data.pairs import Preference, Rows
 from sparring.errors import LawBroken
 from sparring.models.base import Base
 from sparring.models.reward_head import RewardHead, rewards
@@ -25,10 +25,12 @@ from sparring.tasks import Sums
 class RewardTask:
     """Bradley and Terry's loss with a margin, label smoothing, and centring; a prompt is computed once for its pair."""
 
-    def __init__(self, base: Base, head: RewardHead, pairs: Rows[Compared], config: RewardConfig, tokens: int) -> None:
+    def __init__(
+        self, base: Base, head: RewardHead, pairs: Rows[Preference], config: RewardConfig, tokens: int
+    ) -> None:
         self.base, self.head, self.pairs, self.config, self.tokens = base, head, pairs, config, tokens
 
-    def _pairs(self, items: list[int]) -> list[Compared]:
+    def _pairs(self, items: list[int]) -> list[Preference]:
         return [self.pairs[item] for item in items]
 
     def split(self, items: list[int]) -> list[list[int]]:
@@ -70,6 +72,6 @@ class RewardTask:
             )
 
 
-def compared_rows(pair: Compared) -> list[Row]:
+def compared_rows(pair: Preference) -> list[Row]:
     """The rows of a pair: prompt with the chosen answer, then with the rejected one."""
     return [(pair.prompt_ids, pair.chosen_ids), (pair.prompt_ids, pair.rejected_ids)]

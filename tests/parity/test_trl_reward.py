@@ -10,7 +10,7 @@ from tests.helpers import base_of, byte_tokenizer, disturb, model_of, random_row
 from tests.parity.test_trl import bare
 
 from sparring.config_reward import RewardConfig
-from sparring.data.pairs import Compared, Rows, write_rows
+from sparring.data.pairs import Preference, Rows, write_rows
 from sparring.models.players import Player, Ring
 from sparring.models.reward_head import NAME, fresh, put_on
 from sparring.reward_task import RewardTask
@@ -20,11 +20,11 @@ trl = pytest.importorskip("trl")
 NEAR = 1e-5
 
 
-def pairs_of(vocabulary: int) -> list[Compared]:
+def pairs_of(vocabulary: int) -> list[Preference]:
     """Pairs of different lengths."""
     chosen, rejected = random_rows(vocabulary, 1, 6), random_rows(vocabulary, 2, 6)
     return [
-        Compared(i, prompt, mine, theirs, 1.0, [], "")
+        Preference(prompt, mine, theirs, str(i))
         for i, ((prompt, mine), (_, theirs)) in enumerate(zip(chosen, rejected, strict=True))
     ]
 
@@ -73,8 +73,8 @@ def test_loss_and_gradients(tmp_path, margin, centre):
         head.weight.copy_(torch.randn(len(head.weight)))
     put_on(base, head)
     rows = pairs_of(base.vocabulary)
-    write_rows(tmp_path / "pairs.arrow", rows, Compared)
-    pairs = Rows([tmp_path / "pairs.arrow"], Compared)
+    write_rows(tmp_path / "pairs.arrow", rows, Preference)
+    pairs = Rows([tmp_path / "pairs.arrow"], Preference)
     task = RewardTask(base, head, pairs, RewardConfig(margin=margin, centre=centre), 8192)
     items = list(range(len(rows)))
     loss = task.loss(ring.model, items)[0] / task.weight(items)

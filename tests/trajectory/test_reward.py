@@ -195,12 +195,14 @@ def test_pairs_that_cannot_be(tmp_path, row, message):
 
 
 def test_the_plant():
-    rows = planted.rows(2000, flipped=0.1)
+    rows, held = planted.split(0)
+    assert (len(rows), len(held)) == (2400, 600)
+    assert not {row["prompt"] for row in rows} & {row["prompt"] for row in held}
     valid = [(planted.is_valid(r["prompt"], r["chosen"]), planted.is_valid(r["prompt"], r["rejected"])) for r in rows]
     assert set(valid) == {(True, False), (False, True)}
-    assert valid.count((False, True)) == 200
-    assert rows == planted.rows(2000, flipped=0.1)
-    assert rows != planted.rows(2000, flipped=0.1, seed=1)
+    assert valid.count((False, True)) == 240
+    assert (rows, held) == planted.split(0)
+    assert rows != planted.split(1)[0]
 
 
 def test_a_start_is_trained_on(trained, tmp_path):

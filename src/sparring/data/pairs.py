@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -66,20 +66,19 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """Two answers to one prompt, of which someone preferred the first.
+class Preference:
+    """A prompt, the answer that people chose, and the one they rejected.
 
-    weight  how much it counts: 1, or ½ for each half of a tie that stands in both orders
-    votes   of each annotator, if there were several: 1 for the chosen answer, 0 for the other, ½ for a tie
+    weight  1, or 1/2 where a tie is told as two halves, one each way round
+    votes   what each of several people said: 1 the chosen answer, 0 the other, 1/2 neither; empty if it is not known
     """
 
-    key: int
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
-    weight: float
-    votes: list[float]
     source: str
+    weight: float = 1.0
+    votes: list[float] = field(default_factory=list)
 
 
 SCHEMAS: dict[type, pa.Schema] = {
@@ -113,20 +112,19 @@ SCHEMAS: dict[type, pa.Schema] = {
             ("played_at", pa.int32()),
         ]
     ),
-    Compared: pa.schema(
+    Preference: pa.schema(
         [
-            ("key", pa.uint64()),
             ("prompt_ids", _IDS),
             ("chosen_ids", _IDS),
             ("rejected_ids", _IDS),
+            ("source", pa.string()),
             ("weight", pa.float64()),
             ("votes", pa.list_(pa.float64())),
-            ("source", pa.string()),
         ]
     ),
 }
 
-Row = TypeVar("Row", Prompt, Played, Pair, Compared)
+Row = TypeVar("Row", Prompt, Played, Pair, Preference)
 
 
 def keyed(examples: Iterable[Example]) -> list[Prompt]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sparring.data.pairs import Compared, Rows
+from sparring.data.pairs import Preference, Rows
 from sparring.evaluation.trust import trust
 from sparring.files import write_atomic
 from sparring.models.flops import Flops
@@ -19,7 +19,7 @@ def judge_reward(session: Session, folder: Path, data: Phase, made: Phase) -> Ev
     """Score the held-out pairs; writes scores.json and pairs.jsonl. Several processes: one does."""
     if not session.crew.writes:
         return {}
-    pairs: list[Compared] = Rows([data.folder / "eval.arrow"], Compared)[:]
+    pairs: list[Preference] = Rows([data.folder / "eval_pairs.arrow"], Preference)[:]
     scorer = ModelScorer(session.ring, find_reward(made.folder), session.config.optimiser.micro_batch_tokens)
     answers = [Answered(p.prompt_ids, ids, []) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
     found = scorer(answers)
@@ -36,7 +36,7 @@ def judge_reward(session: Session, folder: Path, data: Phase, made: Phase) -> Ev
     decode = session.renderer.decode
     rows = [
         {
-            "key": p.key, "source": p.source, "prompt": decode(p.prompt_ids), "chosen": decode(p.chosen_ids),
+            "source": p.source, "prompt": decode(p.prompt_ids), "chosen": decode(p.chosen_ids),
             "rejected": decode(p.rejected_ids), "chosen_reward": a, "rejected_reward": b,
         }
         for p, a, b in zip(pairs, chosen, rejected, strict=True)

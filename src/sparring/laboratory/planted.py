@@ -6,27 +6,31 @@ So the best accuracy is known: against the labels as they stand, 1 - FLIPPED; ag
 from __future__ import annotations
 
 import random
-from typing import Any
+from collections.abc import Sequence
 
 from sparring.laboratory import world
+from sparring.laboratory.world import Row
 
 FLIPPED = 0.1
-COUNT = 3000
+HELD_OUT = 200  # prompts
+EACH = 3  # pairs to a prompt
 
 
-def rows(count: int = COUNT, flipped: float = FLIPPED, seed: int = 0) -> list[dict[str, Any]]:
-    """Pairs {"prompt", "chosen", "rejected"}, a share `flipped` of them the wrong way round.
-
-    All 1000 prompts have as many pairs, but for one more that some have.
-    """
+def split(seed: int, flipped: float = FLIPPED) -> tuple[list[Row], list[Row]]:
+    """Training pairs and held-out ones, with no prompt on both sides: 2400 and 600 of the world's 1000 prompts."""
     rng = random.Random(f"laboratory preferences {seed}")
-    made: list[dict[str, Any]] = []
     prompts = rng.sample(world.PROMPTS, len(world.PROMPTS))
-    for number in range(count):
-        prompt = prompts[number % len(prompts)]
+    train, held = (_pairs(part, flipped, rng) for part in (prompts[HELD_OUT:], prompts[:HELD_OUT]))
+    return train, held
+
+
+def _pairs(prompts: Sequence[str], flipped: float, rng: random.Random) -> list[Row]:
+    """EACH pairs {"prompt", "chosen", "rejected"} to every prompt, a share `flipped` the wrong way round."""
+    made: list[Row] = []
+    for prompt in [prompt for prompt in prompts for _ in range(EACH)]:
         good = world.sample(prompt, rng)
         made.append({"prompt": prompt, "chosen": good, "rejected": _wrong(good, prompt, rng)})
-    for row in rng.sample(made, round(flipped * count)):
+    for row in rng.sample(made, round(flipped * len(made))):
         row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
     return made
 
