@@ -216,6 +216,21 @@ def test_a_start_is_trained_on(trained, tmp_path):
     assert moved != (run / "start" / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dora", "pissa", "prefix", "houlsby", "ia3", "full"])
+def test_any_method_makes_a_reward_model(tmp_path, method):
+    """Trained, saved, loaded as a scorer, and it learnt: better than no idea on the pairs that it saw."""
+    ordered_pairs(tmp_path / "pairs.jsonl", 120, flipped=0.0)
+    run = run_reward(config_of(tmp_path, method=method, reward={"epochs": 4, "batch_size": 16, "lr": 2e-3}))
+    steps = read_run(run).steps["reward"]
+    assert steps[-1]["reward_loss"] < steps[0]["reward_loss"]
+    assert read_scores(run)["n"] == 24
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps({"prompt": "1+2+3=", "answer": "1+2=3;3+3=6"}) + "\n")
+    (line,) = score_file(run, file)
+    assert isinstance(json.loads(line)["score"], float)
+
+
 # ---------------------------------------------------------------- killed
 
 
