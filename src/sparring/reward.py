@@ -23,6 +23,7 @@ from sparring.data.messages import Renderer
 from sparring.data.pairs import Preference, Rows, write_rows
 from sparring.data.preferences import load_preferences, prepare_preferences
 from sparring.evaluation.rewarded import judge_reward
+from sparring.files import write_atomic
 from sparring.job import open_session, run_folder
 from sparring.learning import budget_of, write_start
 from sparring.models.base import context_of, dtype_warning, read_config
@@ -37,7 +38,8 @@ from sparring.schedule import plan_steps
 from sparring.session import Session
 from sparring.trainer import fit
 
-SAID = 20  # rows that were left out are named, so many of them
+BAD_ROWS = "bad_rows.txt"
+NAMED = 3  # bad rows that a warning names; the file holds all
 
 
 def train_reward(session: Session) -> Phase:
@@ -77,10 +79,12 @@ def prepare_pairs(session: Session, folder: Path) -> Event:
         write_rows(folder / f"{side}_pairs.arrow", found.rows, Preference)
         if dropped := counts.get(f"{side}_too_long"):
             session.run.warn(f"{dropped} {side} pairs were dropped: longer than data.max_length or the model's context")
-        for said in found.messages[:SAID]:
-            session.run.warn(f"left out: {said}")
-        if len(found.messages) > SAID:
-            session.run.warn(f"{len(found.messages) - SAID} more rows were left out")
+    if bad := sides["train"].messages:
+        write_atomic(folder / BAD_ROWS, "".join(f"{line}\n" for line in bad))
+        more = f"; all are in data/{BAD_ROWS}" if len(bad) > NAMED else ""
+        session.run.warn(
+            f"{len(bad)} bad row{'s were' if len(bad) > 1 else ' was'} left out: {'; '.join(bad[:NAMED])}{more}"
+        )
     return counts
 
 

@@ -192,6 +192,10 @@ def test_pairs_that_cannot_be(tmp_path, row, message):
     with pytest.raises(DataError, match=f"pairs.jsonl:6: .*{message}"):
         run_reward(config_of(tmp_path))
     assert not (tmp_path / "runs" / "r").exists()
+    data = {"train": str(tmp_path / "pairs.jsonl"), "bad_rows": "skip", "eval_size": 2}
+    run = run_reward(config_of(tmp_path, data=data, reward={"epochs": 1}))
+    assert message in (run / "data" / "bad_rows.txt").read_text()
+    assert any("1 bad row was left out" in line for line in warnings_of_reward(read_run(run), read_scores(run)))
 
 
 def test_the_plant():
@@ -262,6 +266,18 @@ def test_a_killed_run_ends_in_the_same_bytes(place):
     assert len(ends) > 30
     assert_same(contents(place.run), wanted)
     assert report_without_times(place) == report
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_reward_model_of_one(place):
+    assert place.go("reward", "config.yaml").code == 0
+    wanted = read_scores(place.run)
+    place.run.rename(place.folder / "kept")
+    assert place.go("reward", "config.yaml", processes=2).codes == [0, 0]
+    found = read_scores(place.run)
+    assert found["n"] == wanted["n"]
+    for key in ("chosen_reward", "rejected_reward", "margin"):
+        assert found[key] == pytest.approx(wanted[key], abs=1e-3)
 
 
 def test_other_settings_are_another_run(place):

@@ -42,7 +42,7 @@ def headline(scores: Row) -> str:
     if over["low"] is None:
         return f"{said}; that is too few for an interval."
     if accuracy["low"] <= 0.5:
-        return f"{said}: not certainly more than chance."
+        return f"{said}: {'less' if accuracy['high'] < 0.5 else 'not certainly more'} than chance."
     if over["low"] > 0:
         return f"{said}: more than chance, and more than {rule}."
     return f"{said}: more than chance, but not certainly more than {rule}."
@@ -92,13 +92,13 @@ def _warned(scores: Row, run: Run) -> list[str]:
         found.append(f"{scores['n']} held-out pairs are few: the intervals are wide; raise data.eval_size")
     if accuracy["low"] is not None and accuracy["low"] <= 0.5:
         found.append(
-            f"The reward model is not certainly better than chance ({_share(accuracy)}): what is chosen or trained by "
-            "it is chosen by noise"
+            f"The reward model is {'worse' if accuracy['high'] < 0.5 else 'not certainly better'} than chance "
+            f"({_share(accuracy)}): what is chosen or trained by it is chosen by noise"
         )
     if over["low"] is not None and over["low"] <= 0:
         found.append(
-            f"The reward model is not certainly better than “the {scores['length_rule']} answer wins” "
-            f"({_points(over)}): it may have learnt length alone"
+            f"The reward model is {'worse' if over['high'] < 0 else 'not certainly better'} than "
+            f"“the {scores['length_rule']} answer wins” ({_points(over)}): length alone tells as much"
         )
     if correlation is not None and abs(correlation) > LENGTHY:
         found.append(
