@@ -69,6 +69,7 @@ def test_help_loads_nothing_heavy() -> None:
         "serve",
         "reinforce",
         "dpo",
+        "reward",
     ):
         assert f"\n  {verb} " in found.stdout
     assert "\n  import " in found.stdout
@@ -121,6 +122,7 @@ SURFACE = {
     "methods": {"--markdown", "--json"},
     "mt-bench": {"--questions", "--player", "--model-id", "--limit", "--max-new-tokens", "--out", "--runs"},
     "serve": {"--engine", "--player", "--host", "--port", "--api-key", "--show", "--runs"},
+    "reward": {"--out", "--runs", "--json"},
     "sample": {"--player", "--count", "--seed", "--temperature", "--max-new-tokens", "--runs"},
 }
 

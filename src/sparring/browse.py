@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sparring.errors import InputError, RunError, nearest
+from sparring.names import player_folder
 
 if TYPE_CHECKING:
     from sparring.config import Config
@@ -37,6 +38,8 @@ def _row(run: Path) -> list[str]:
         str(lock["base"]["name"]),
         str(lock["data"]["train"]),
     ]
+    if (run / "reward-scores" / "scores.json").exists():
+        return [name[0], "finished", *name[2:], "reward model", "–"]
     if not best.exists():
         return [*name, "", ""]
     chosen = json.loads(best.read_text(encoding="utf-8"))
@@ -60,7 +63,7 @@ def find_run(which: str, folder: Path) -> Path:
     if which == "last":
         if not locks:
             raise RunError(f"there is no run in {folder}; `sparring run` makes one, --runs names another folder")
-        begun = [lock for lock in locks if (lock.parent / "sft").exists()]
+        begun = [lock for lock in locks if any((lock.parent / name).exists() for name in ("sft", "reward"))]
         return (begun or locks)[-1].parent
     for place in (Path(which), folder / which):
         if (place / "run.lock.yaml").exists():
@@ -89,7 +92,7 @@ def open_player(run: Path, player: str) -> Opened:
     Raises RunError for a damaged run, an unknown player, or another base than the run was made with.
     """
     settings = read_settings(run)
-    folder = _player_folder(run, player)
+    folder = player_folder(run, player)
 
     from sparring.config import Config
     from sparring.job import quiet_libraries
@@ -112,7 +115,7 @@ def another(run: Path, player: str, ring: Ring) -> Player:
     """Another player of the run whose base is on the ring; raises RunError for an unknown one."""
     from sparring.models.players import Player
 
-    folder = _player_folder(run, player)
+    folder = player_folder(run, player)
     return Player.load(folder) if folder else Player.untrained(ring.base)
 
 
@@ -174,28 +177,6 @@ def answer(
     generator = LocalGenerator(ring.seat(opened.player, settings.merge), ring.base, settings)
     keys = stream_keys(seed, 0, [0] * count, list(range(count)))
     return [renderer.decode(given.ids) for given in generator([ids] * count, keys, max_new_tokens)]
-
-
-def player_name(run: Path, player: str) -> str:
-    """The player's own name: of `best`, that of the player which was chosen. Raises RunError if there is none."""
-    if player == "best":
-        best = run / "best" / "best.json"
-        if not best.exists():
-            raise RunError(
-                f"{run} is not finished, so no best player is chosen; finish it, or give --player sft or 0, 1, …"
-            )
-        player = str(json.loads(best.read_text(encoding="utf-8"))["player"])
-    there = [path.parent.parent.name for path in run.glob("*/player/player.json")]
-    there += ["sft"] if (run / "sft" / "player.json").exists() else []
-    if player not in ("base", *there):
-        raise RunError(f'this run has no player "{player}"; {nearest(player, ["base", "best", *there])}')
-    return player
-
-
-def _player_folder(run: Path, player: str) -> Path | None:
-    """The folder of a named player; None for the base."""
-    name = player_name(run, player)
-    return None if name == "base" else run / "sft" if name == "sft" else run / name / "player"
 
 
 def _chats(run: Path) -> bool:

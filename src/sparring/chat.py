@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from sparring.browse import another, find_run, is_model, open_model, open_player, player_name
+from sparring.browse import another, find_run, is_model, open_model, open_player
 from sparring.config import GenerationConfig
 from sparring.data.messages import Message
 from sparring.errors import InputError, nearest
 from sparring.generation.local import LocalGenerator
 from sparring.generation.sampling import stream_keys
 from sparring.models.players import Player, Ring
+from sparring.names import player_name
 from sparring.report.records import read_run
 
 Told = Callable[[str], None]

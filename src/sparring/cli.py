@@ -24,6 +24,7 @@ from sparring.cli_export import app as export
 from sparring.cli_import import app as import_
 from sparring.cli_lab import lab
 from sparring.cli_reinforce import app as reinforce
+from sparring.cli_reward import app as reward
 from sparring.cli_runs import ConfigArgument, JsonOption, Overrides, carry_out, conclude, follows, given_config
 from sparring.cli_serve import app as serve
 from sparring.errors import ConfigError, SparringError
@@ -48,6 +49,7 @@ app.add_typer(import_)
 app.add_typer(serve)
 app.add_typer(reinforce)
 app.add_typer(dpo)
+app.add_typer(reward)
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="a run's folder or name, or `last`")]
 RunsOption = Annotated[str, typer.Option("--runs", help="the folder that holds the runs")]
@@ -123,7 +125,10 @@ def runs(folder: RunsOption = "runs", as_json: JsonOption = False) -> None:
 def report(which: RunArgument = "last", folder: RunsOption = "runs") -> None:
     """Write the report of a run or a study again, and print its table."""
     from sparring.browse import find_run
+    from sparring.cli_reward import told as told_reward
     from sparring.report.page import write_report
+    from sparring.report.reward import is_reward_run
+    from sparring.report.reward_page import write_reward_report
     from sparring.report.study_page import write_study
 
     for place in (Path(which), Path(folder) / which, Path(folder) / f"{which}.compare"):
@@ -131,6 +136,10 @@ def report(which: RunArgument = "last", folder: RunsOption = "runs") -> None:
             _told(write_study(place).parent)
             return
     found = find_run(which, Path(folder))
+    if is_reward_run(found):
+        write_reward_report(found)
+        told_reward(found)
+        return
     conclude(found, write_report(found))
 
 

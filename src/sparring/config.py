@@ -14,9 +14,11 @@ from sparring.config_compare import ArmConfig, AxisConfig, CompareConfig
 from sparring.config_dpo import DPOConfig
 from sparring.config_inputs import DataConfig, ModelConfig
 from sparring.config_reinforce import ReinforceConfig
+from sparring.config_reward import RewardConfig
 from sparring.evaluation.extract import extractor
 from sparring.methods import METHODS, Settings, method_of
 from sparring.methods.lora import LoRA
+from sparring.rewards.settings import ScorerConfig
 from sparring.section import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
 
 __all__ = ["ArmConfig", "AxisConfig", "CompareConfig", "Config", "DataConfig", "MethodConfig", "ModelConfig"]
@@ -198,6 +200,8 @@ class Config(Section):
     optimiser: OptimiserConfig = Field(default_factory=OptimiserConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     dpo: DPOConfig | None = Field(None, description="what `sparring dpo` does instead of self-play")
+    reward: RewardConfig | None = Field(None, description="how `sparring reward` trains; default: as it stands there")
+    scorer: ScorerConfig | None = Field(None, description="what says how good an answer is")
     compare: CompareConfig | None = Field(None, description="arms that `sparring compare` trains beside self-play")
     reinforce: ReinforceConfig | None = Field(None, description="what `sparring reinforce` does instead of self-play")
 
@@ -319,6 +323,8 @@ NEUTRAL = {
     "compare": True,
     "reinforce": True,  # decides only what `sparring reinforce` makes, which adds it
     "dpo": True,  # decides only what `sparring dpo` makes, which adds it
+    "reward": True,  # counts where a reward model is trained
+    "scorer": True,  # its content counts where it is used
     "generation": {"batch_tokens"},
     "optimiser": {"micro_batch_tokens", "gradient_checkpointing", "save_every"},
 }

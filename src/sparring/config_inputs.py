@@ -33,7 +33,9 @@ class DataConfig(Section):
 
     train: str = Field("laboratory", description="a file, a folder, a hub id, or `laboratory`")
     eval: str | None = Field(None, description="held-out data; by default cut from train")
-    subset: str | None = Field(None, description="configuration name of a hub data set; laboratory: noisy")
+    subset: str | None = Field(
+        None, description="configuration name of a hub data set; laboratory: noisy, or preferences"
+    )
     split: str = Field("train", description="split and slice: train[:1%], [:2000], train[10%:20%]")
     eval_split: str | None = Field(None, description="split and slice of the held-out data")
     eval_size: float = Field(0.1, gt=0, description="held out of train: a share below 1, else a count of prompts")

@@ -13,10 +13,6 @@ class ReinforceConfig(Section):
     """What `sparring reinforce` does; names are TRL's where it has them."""
 
     iterations: Annotated[int, Field(gt=0, le=1000)] = Field(4, description="times that answers are sampled and learnt")
-    reward: Literal["auto", "validity", "match"] = Field(
-        "auto",
-        description="what an answer is worth: validity (laboratory), or match by evaluation.match; auto: what there is",
-    )
     algorithm: Literal["grpo", "rloo", "reinforce"] = "grpo"
     samples: Annotated[int, Field(gt=0, le=1000)] = Field(8, description="answers per prompt: a group")
     prompts: PositiveInt | None = Field(None, description="prompts per iteration, drawn anew; default: all")

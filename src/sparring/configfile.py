@@ -15,6 +15,9 @@ from sparring.config import PER_ITERATION, Config
 from sparring.errors import ConfigError, nearest
 from sparring.methods import METHODS
 from sparring.methods.method import Method
+from sparring.rewards.settings import SETTINGS
+
+SCORERS = {str(settings.model_fields["name"].default): settings for settings in SETTINGS}
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -124,17 +127,16 @@ def _explain(error: Any) -> str:
         str(part) for part in error["loc"] if not re.match(r"(list|constrained|function|float|int)\b", str(part))
     ]
     if error["type"] == "union_tag_invalid":
-        return f'method.name "{error["ctx"]["tag"]}" is not known; {nearest(str(error["ctx"]["tag"]), METHODS)}'
-    method = METHODS.get(location[1]) if len(location) > 1 and location[0] == "method" else None
-    if method is not None:  # pydantic says which method's settings these are
-        del location[1]
+        tag, known = str(error["ctx"]["tag"]), SCORERS if location[:1] == ["scorer"] else METHODS
+        return f'{location[0]}.name "{tag}" is not known; {nearest(tag, known)}'
+    chosen = location.pop(1) if len(location) > 1 and location[0] in ("method", "scorer") else ""  # pydantic says which
     key = ".".join(location)
-    if error["type"] == "extra_forbidden" and method is not None:
-        return f'key "{key}" is not known for method {method.name}; {_setting_of(method, location[-1])}'
     if error["type"] == "extra_forbidden":
-        return f'key "{key}" is not known; {_nearest_key(location)}'
+        return f'key "{key}" is not known{_known_here(location, chosen)}'
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
+    if error["type"] == "missing":
+        return f"{key} is missing, and has no default; give it"
     found = error["input"]
     if error["type"] in ("model_type", "model_attributes_type"):
         return f"{key}: found {found!r}, which should be a section with settings of its own"
@@ -144,6 +146,15 @@ def _explain(error: Any) -> str:
         found = f"a {type(found).__name__}"
     allowed = error["msg"].removeprefix("Input ").lower()
     return f"{key}: found {found!r}, which {allowed}"
+
+
+def _known_here(location: list[str], chosen: str) -> str:
+    """The tail of what is said of an unknown key. chosen: the method or scorer whose settings it is among."""
+    if chosen in METHODS and location[0] == "method":
+        return f" for method {chosen}; {_setting_of(METHODS[chosen], location[-1])}"
+    if chosen in SCORERS:
+        return f" for scorer {chosen}; known here: {', '.join(SCORERS[chosen].model_fields)}"
+    return f"; {_nearest_key(location)}"
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

@@ -22,6 +22,8 @@ TITLES = {
     "scores": "judge on held-out prompts",
     "best": "choose the best player",
     "test": "measure on the test prompts",
+    "start": "take on the player to start from",
+    "reward": "learn which answers are preferred",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -46,18 +46,32 @@ def run_folder(config: Config) -> Path:
     return Path(config.runs) / name
 
 
-def open_session(config: Config, run: Run, command: str = "", like: Path | None = None) -> Session:
+Reader = Callable[[Config, Renderer], Loaded]
+
+
+def open_session(
+    config: Config,
+    run: Run,
+    command: str = "",
+    like: Path | None = None,
+    *,
+    read: Reader | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> Session:
     """Find base and data, check them, and claim the run folder; loads no weights.
 
     like  another run's folder: what it has made in the same way before self-play is copied, not made again
+    read  reads data of another kind than prompts with real answers
+    more  what else the run folder must have been made with to be gone on with
     """
     missing = [name for name in config.track if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
             f"track names {missing[0]}, which is not installed; install it (pip install {missing[0]}), or leave it out"
         )
-    found = identify(config)
+    found = identify(config, read)
     config = found.config
+    found.same.update(more or {})
     facts = {"command": command, **_facts(config, found, run.crew.size)}
     run.claim(config.model_dump(mode="json"), facts, found.same)
     if like is not None:
@@ -84,16 +98,22 @@ class Found:
     bitsandbytes: bool = False
 
 
-def identify(config: Config) -> Found:
-    """Find the base and read the data of a config; loads no weights."""
+def identify(config: Config, read: Reader | None = None) -> Found:
+    """Find the base and read the data of a config; loads no weights. read: as in `open_session`."""
     quiet_libraries()
     config = settled(config)
     torch.set_num_threads(config.threads or max(1, available_threads() // local_size()))
     base_folder = find_base(config.model)
     renderer = load_renderer(base_folder, config.model)
     quantised = check_quantised(read_config(base_folder, config.model), config)
-    prefers = config.dpo is not None
-    loaded = load_preferences(config.data, config.seed, renderer) if prefers else load(config.data, config.seed)
+    prefers = config.dpo is not None and read is None
+    loaded = (
+        read(config, renderer)
+        if read
+        else load_preferences(config.data, config.seed, renderer)
+        if prefers
+        else load(config.data, config.seed)
+    )
     device, dtype = choose_device(config.model)
     same: dict[str, Any] = {
         **_decisive(config),

@@ -47,7 +47,7 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
         session.run.warn("every weight trains in bf16, which loses updates below 1/256 of a weight; fp32 keeps them")
     if session.config.start is not None or config.epochs == 0:
         if session.crew.writes:
-            _given(session, folder)
+            write_start(session, folder, "sft")
         return {"stopped": None, "steps": 0, "tokens": 0, "flops": 0, "trainable": 0}
     model = session.ring.challenge(start, session.seed("sft adapter"), session.config.method.sft_dropout)
     prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
@@ -71,16 +71,16 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     return {**made, "virtual": tokens - sum(lengths), "trainable": session.ring.size}
 
 
-def _given(session: Session, folder: Path) -> None:
-    """theta_0 without training: the player in `start`, or the base."""
+def write_start(session: Session, folder: Path, name: str) -> None:
+    """theta_0 without training, in the phase of that name: the player in `start`, or the base."""
     hold, home = session.config.selfplay.hold, session.run.folder
     if session.config.start is None:
-        session.ring.save_start(folder, hold, session.seed("sft adapter"), home, "sft")
+        session.ring.save_start(folder, hold, session.seed("sft adapter"), home, name)
     else:
         given = Path(session.config.start).expanduser()
         if said := other_base(given, session.config.model.base):
             session.run.warn(said)
-        adopt(session.ring, given, folder, hold, home, "sft")
+        adopt(session.ring, given, folder, hold, home, name)
 
 
 # ---------------------------------------------------------------- learning

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparring.browse import find_run, open_player, player_name, read_settings
+from sparring.browse import find_run, open_player, read_settings
 from sparring.errors import InputError, RunError
 from sparring.evaluation.judges import About, Verdicts, compare, find_judge
 from sparring.evaluation.trusted import Trust
 from sparring.evaluation.trusted import trust as agreement_with
 from sparring.folder import read_lines
+from sparring.names import player_name
 
 if TYPE_CHECKING:
     from sparring.models.base import Base

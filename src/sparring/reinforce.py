@@ -25,14 +25,14 @@ from sparring.evaluation.valued import judge_reward
 from sparring.improving import improve
 from sparring.learning import fine_tune
 from sparring.preparing import prepare_data
-from sparring.rewarding import play_groups, reward, score_groups, scorer_of, settings_of
+from sparring.rewarding import play_groups, reward, score_groups, scorer_print, settings_of
 from sparring.run import Phase
 from sparring.session import Session
 
 
 def reinforce(session: Session) -> Phase:
     """Sample, reward, learn; returns the phase that says which player is best and why."""
-    once, scorer = session.once, scorer_of(session.config, session.renderer).label
+    once, scorer = session.once, scorer_print(session)
     data = once("data", prepare_data)
     if session.quantised:
         once("quantisation", quantisation_cost, data)

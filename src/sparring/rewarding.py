@@ -16,17 +16,18 @@ import torch
 
 from sparring.config import Config
 from sparring.config_reinforce import ReinforceConfig
-from sparring.data.messages import Renderer
 from sparring.data.pairs import Group, Played, Prompt, Rewarded, Rows, write_rows, write_stream
 from sparring.errors import ConfigError, LawBroken, RewardError
 from sparring.generation.play import play_prompts, played_rows
+from sparring.models.base import fingerprint_base
 from sparring.models.flops import Flops
 from sparring.models.scoring import computed_tokens, score_tokens
 from sparring.objectives.policy_gradient import WITHOUT_BASELINE, advantages
 from sparring.opponent import BATCH, FAR, check_asked, check_player, check_samples, rounding_noise
 from sparring.policy_task import group_rows
-from sparring.rewards.local import Match, Validity
+from sparring.rewards.build import build_scorer, check_scorer
 from sparring.rewards.scorer import Answered, Scorer
+from sparring.rewards.settings import MatchScore, ScorerSettings, ValidityScore
 from sparring.run import Event, Phase
 from sparring.session import Session
 
@@ -38,22 +39,34 @@ def settings_of(session: Session) -> ReinforceConfig:
     return session.config.reinforce or ReinforceConfig()
 
 
-def scorer_of(config: Config, renderer: Renderer) -> Scorer:
-    """What rewards are given by. ConfigError where it does not fit the data."""
-    wanted = (config.reinforce or ReinforceConfig()).reward
-    if wanted == "validity" and not config.in_laboratory:
-        raise ConfigError(
-            "reinforce.reward validity is known only in the laboratory (data.train laboratory, no data.eval, rendered "
-            "as text); use match, and set evaluation.match"
-        )
-    if config.in_laboratory and wanted != "match":
-        return Validity(renderer)
+def wanted_scorer(config: Config) -> ScorerSettings:
+    """The section `scorer`; without one, the laboratory's validity, or what evaluation.match says. Else ConfigError."""
+    if config.scorer is not None:
+        if config.scorer.name == "validity" and not config.in_laboratory:
+            raise ConfigError(
+                "scorer validity is known only in the laboratory (data.train laboratory, no data.eval, rendered as "
+                "text); give another scorer"
+            )
+        return config.scorer
+    if config.in_laboratory:
+        return ValidityScore()
     if config.evaluation.match is None:
         raise ConfigError(
-            "reinforce.reward needs evaluation.match, which says what of an answer must equal the real one's; give "
-            "whole, last_number or a regular expression"
+            "nothing says what an answer is worth; give scorer (model, implicit, match, regex or function), or "
+            "evaluation.match"
         )
-    return Match(renderer, config.evaluation.match)
+    return MatchScore(match=config.evaluation.match)
+
+
+def scorer_print(session: Session) -> str:
+    """The scorer's fingerprint, after all that can be found wrong with it before a model is loaded."""
+    config = session.config
+    return check_scorer(wanted_scorer(config), session.renderer, fingerprint_base(session.base_folder, config.model))
+
+
+def scorer_of(session: Session) -> Scorer:
+    """What rewards are given by."""
+    return build_scorer(wanted_scorer(session.config), session)
 
 
 def worth(scorer: Scorer, answers: Sequence[Answered]) -> list[float]:
@@ -92,7 +105,7 @@ def reward(session: Session, folder: Path, played: Phase, *, scorer: str) -> Eve
     """What each answer is worth, once. One process asks the scorer."""
     if not session.crew.writes:
         return {}
-    given, rows = scorer_of(session.config, session.renderer), []
+    given, rows = scorer_of(session), []
     fresh = played_rows(played.folder)
     for batch in fresh.batches(BATCH):
         asked = [Answered(row.prompt_ids, ids, row.real_ids) for row in batch for ids in row.synthetic_ids]
@@ -103,7 +116,7 @@ def reward(session: Session, folder: Path, played: Phase, *, scorer: str) -> Eve
     every = [value for row in rows for value in row.rewards]
     mean = sum(every) / len(every)
     spread = math.sqrt(sum((value - mean) ** 2 for value in every) / len(every))
-    return {"scorer": scorer, "reward": mean, "reward_std": spread}
+    return {"scorer": given.label, "reward": mean, "reward_std": spread}
 
 
 # ---------------------------------------------------------------- groups

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from safetensors import safe_open
 
-from sparring.browse import find_run, is_model, player_name, read_settings
+from sparring.browse import find_run, is_model, read_settings
 from sparring.config import Config, ModelConfig
 from sparring.data.messages import Renderer
 from sparring.errors import InputError, ModelError, RunError
@@ -37,6 +37,7 @@ from sparring.models.base import (
     read_config,
 )
 from sparring.models.player import Player
+from sparring.names import player_name
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 LINKED = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.py")

@@ -16,15 +16,24 @@ from sparring.errors import ConfigError, LawBroken, RewardError
 from sparring.evaluation.valued import alarms, judge_reward
 from sparring.generation.play import played_rows
 from sparring.improving import improve
+from sparring.laboratory import world
 from sparring.learning import fine_tune
 from sparring.policy_task import PolicyTask
 from sparring.preparing import prepare_data
 from sparring.reinforce import check_config, reinforce
-from sparring.rewarding import play_groups, reward, score_groups, scorer_of, settings_of, worth
+from sparring.rewarding import play_groups, reward, score_groups, scorer_print, settings_of, wanted_scorer, worth
 from sparring.rewards.scorer import Answered
 from sparring.run import Phase
 from sparring.session import Session
 from tests.laws import lab
+
+
+class Everything:
+    """As a set: whatever is asked for is in it."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
 
 SMALL = ["reinforce.samples=4", "reinforce.lr=2e-3", "reinforce.batch_size=8", "reinforce.iterations=2"]
 
@@ -33,7 +42,7 @@ class Game:
     """The phases of a run, one by one, as `reinforce` calls them."""
 
     def __init__(self, session: Session) -> None:
-        self.session, self.scorer = session, scorer_of(session.config, session.renderer).label
+        self.session, self.scorer = session, scorer_print(session)
         self.data = session.once("data", prepare_data)
         self.start = session.once("sft", fine_tune, self.data)
 
@@ -204,9 +213,7 @@ def test_kl_ends_an_iteration(tmp_path: Path) -> None:
 
 
 def test_with_equal_rewards_everywhere_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparring.rewards.local import Validity
-
-    monkeypatch.setattr(Validity, "_valid", lambda self, one: True)
+    monkeypatch.setattr(world, "answers", lambda prompt: Everything())
     with lab.session(tmp_path, *SMALL) as session:
         best = reinforce(session)
         log = (session.run.folder / "metrics.jsonl").read_text()
@@ -277,11 +284,12 @@ def test_what_cannot_be_learnt_so_is_refused(tmp_path: Path) -> None:
         check_config(lab.config(tmp_path, "generation.temperature=0.7"))
     with pytest.raises(ConfigError, match="compares the answers of a group"):
         lab.config(tmp_path, "reinforce.samples=1")
-    chat = lab.config(tmp_path, "data.render=chat", "reinforce.reward=validity")
     with pytest.raises(ConfigError, match="validity is known only in the laboratory"):
-        scorer_of(chat, None)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"needs evaluation\.match"):
-        scorer_of(lab.config(tmp_path, "reinforce.reward=match"), None)  # type: ignore[arg-type]
+        wanted_scorer(lab.config(tmp_path, "data.render=chat", "scorer=validity"))
+    with pytest.raises(ConfigError, match=r"give scorer .*, or evaluation\.match"):
+        wanted_scorer(lab.config(tmp_path, "data.render=chat"))
+    assert wanted_scorer(lab.config(tmp_path)).name == "validity"
+    assert wanted_scorer(lab.config(tmp_path, "data.render=chat", "evaluation.match=whole")).name == "match"
 
 
 def test_held_out_reward_has_an_interval(game: Game) -> None:

@@ -187,8 +187,15 @@ def _beside(path: Path) -> str:
 def _laboratory(seed: int, test: int, subset: str | None) -> dict[str, Rows]:
     from sparring.laboratory import world
 
+    if subset == "preferences":
+        from sparring.laboratory import planted
+
+        pairs, others = planted.split(seed)
+        return {"train": _listed(LABORATORY, pairs), "test": _listed(f"{LABORATORY} test", others)}
     if subset not in (None, "noisy"):
-        raise ConfigError(f'data.subset "{subset}" is not known in the laboratory; give noisy, or leave it out')
+        raise ConfigError(
+            f'data.subset "{subset}" is not known in the laboratory; give noisy or preferences, or leave it out'
+        )
     train, held = world.rows(seed, test=test, noisy=subset == "noisy")
     splits = {"train": _listed(LABORATORY, train), "test": _listed(f"{LABORATORY} test", held)}
     if test:

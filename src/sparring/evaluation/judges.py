@@ -7,8 +7,6 @@ it then contradicts itself the answers are tied, so that a liking for a place wi
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from sparring.errors import InputError, ModelError, nearest
 from sparring.evaluation.endpoint import Endpoint
 from sparring.evaluation.extract import matches
 from sparring.evaluation.statistics import Interval, per_token
+from sparring.imported import imported
 
 Choice = Literal["first", "second", "tie"]
 Judge = Callable[[str, str, str], Choice]
@@ -123,22 +122,7 @@ def _rule(name: str, about: About) -> Judge:
     if ":" not in name:
         known = nearest(name, RULES)
         raise InputError(f'rule "{name}" is not known; {known}, or give your own function as rule:module:function')
-    return _checked(_imported(name), name)
-
-
-def _imported(name: str) -> Callable[[str, str, str], Any]:
-    """A function by its import path; modules in the working folder are found too."""
-    path, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(path), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f'rule "{name}" cannot be imported ({error}); give module:function') from error
-    if not callable(found):
-        raise InputError(f'rule "{name}" is a {type(found).__name__}; give a function (prompt, first, second)')
-    function: Callable[[str, str, str], Any] = found
-    return function
+    return _checked(imported(name, f'rule "{name}"', "(prompt, first, second)"), name)
 
 
 def _checked(function: Callable[[str, str, str], Any], name: str) -> Judge:

@@ -16,7 +16,7 @@ def _ratio(total: Any, tokens: Any, axis: int = -1) -> Any:
     return total.sum(axis=axis) / tokens.sum(axis=axis)
 
 
-def per_token(logprobs: Sequence[float], tokens: Sequence[int], seed: int = 0) -> Interval | None:
+def per_token(logprobs: Sequence[float], tokens: Sequence[float], seed: int = 0) -> Interval | None:
     """95 % interval of -sum(logprobs)/sum(tokens), by resampling prompts; None with fewer than FEWEST."""
     if len(logprobs) < FEWEST:
         return None

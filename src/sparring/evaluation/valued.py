@@ -32,18 +32,14 @@ def judge_reward(
     if not session.crew.writes:
         return {}
     seen = next(event for event in events if event["event"] == "scores")
-    given, prompts, said = (
-        scorer_of(session.config, session.renderer),
-        session.prompts(data, "eval"),
-        read_judged(folder),
-    )
+    given, prompts, said = scorer_of(session), session.prompts(data, "eval"), read_judged(folder)
     pairs = list(zip(prompts, said, strict=True))
     values = iter(worth(given, [Answered(p.prompt_ids, ids, p.real_ids) for p, row in pairs for ids in row["ids"]]))
     means = [sum(next(values) for _ in row["ids"]) / len(row["ids"]) for row in said]
     real = worth(given, [Answered(p.prompt_ids, p.real_ids, p.real_ids) for p in prompts])
     tokens = sum(len(ids) for row in said for ids in row["ids"])
     found = {
-        "scorer": scorer,
+        "scorer": given.label,
         **_interval(means, "reward"),
         "real_reward": sum(real) / len(real),
         "entropy": -sum(value for row in said for value in row["logprobs"]) / tokens,

@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from sparring.browse import player_name
 from sparring.errors import InputError, RunError
 from sparring.export.card_facts import (
     Licence,
@@ -32,6 +31,7 @@ from sparring.export.card_facts import (
 from sparring.export.card_use import Exported, uses
 from sparring.files import write_atomic
 from sparring.methods import METHODS
+from sparring.names import player_name
 from sparring.report.findings import headline_notes, verdict_of, warnings_of
 from sparring.report.markdown import fenced, inline, lined, table, tested
 from sparring.report.quantised import QUANTISED_HEADER, quantised_line, quantised_rows

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparring.browse import player_name, read_settings
+from sparring.browse import read_settings
 from sparring.config import Config
 from sparring.data.messages import Message
 from sparring.errors import InputError, LawBroken
@@ -39,6 +39,7 @@ from sparring.export.targets import Targets, refuse
 from sparring.files import remove, write_atomic
 from sparring.methods import METHODS
 from sparring.models.base import context_of, find_base, load_renderer, read_config
+from sparring.names import player_name
 
 Tell = Callable[[str], None]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sparring.browse import Opened, open_player, player_name
+from sparring.browse import Opened, open_player
 from sparring.config import Config, ModelConfig
 from sparring.data.messages import Renderer
 from sparring.data.pairs import Prompt, Rows
@@ -22,6 +22,7 @@ from sparring.models.base import DTYPES, Base, find_base, load_base, load_render
 from sparring.models.players import Player, Ring
 from sparring.models.quantised import described, stored_as
 from sparring.models.whole import WEIGHTS as WHOLE
+from sparring.names import player_name
 
 ROWS = 256  # held-out answers that everything is measured on, at most
 

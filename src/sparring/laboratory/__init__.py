@@ -13,3 +13,8 @@ def base_folder() -> Path:
 def default_config() -> Path:
     """The config that `sparring run` uses when it is given none."""
     return Path(__file__).parent / "default.yaml"
+
+
+def reward_config() -> Path:
+    """The config that `sparring reward` uses when it is given none."""
+    return Path(__file__).parent / "reward.yaml"

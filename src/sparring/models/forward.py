@@ -53,6 +53,15 @@ def token_confidences(model: Any, batch: Batch, layout: Layout) -> tuple[Tensor,
     return confidences(head, hidden_ND, batch.targets_N)
 
 
+def token_states(model: Any, batch: Batch, layout: Layout) -> Tensor:
+    """The last hidden state at every position that predicts an answer token, after the final norm, [N, D]."""
+    if layout.direct:
+        return _decoded(model, batch)[1]
+    said = model(input_ids=batch.input_ids_BL, output_hidden_states=True, use_cache=False, **_places(batch))
+    hidden_BLD: Tensor = said.hidden_states[-1]
+    return hidden_BLD.flatten(0, 1).index_select(0, batch.at_N)
+
+
 def _outputs(model: Any, batch: Batch, layout: Layout) -> tuple[Head, Tensor]:
     """A head, and what it takes at the positions that predict answer tokens, [N, D]."""
     head, hidden_ND = _called(model, batch, layout)
@@ -62,6 +71,12 @@ def _outputs(model: Any, batch: Batch, layout: Layout) -> tuple[Head, Tensor]:
 def _called(model: Any, batch: Batch, layout: Layout) -> tuple[Head, Tensor]:
     if not layout.direct:
         return _ready_logits(model, batch)
+    inner, hidden_ND = _decoded(model, batch)
+    return Head.of(inner), hidden_ND
+
+
+def _decoded(model: Any, batch: Batch) -> tuple[Any, Tensor]:
+    """(the model without adapters' wrapping, its decoder's output at the positions that predict answer tokens)."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     given: dict[str, Any] = {"input_ids": batch.input_ids_BL, "use_cache": False}
     if batch.unpacking is not None:
@@ -73,7 +88,7 @@ def _called(model: Any, batch: Batch, layout: Layout) -> tuple[Head, Tensor]:
     # Ordinary rows get no mask: padding stands on the right, where causal attention never looks,
     # and without a mask the attention kernels are faster (1.3 to 1.7 times on a CPU).
     hidden_BLD: Tensor = inner.get_decoder()(**given)[0]
-    return Head.of(inner), hidden_BLD.flatten(0, 1).index_select(0, batch.at_N)
+    return inner, hidden_BLD.flatten(0, 1).index_select(0, batch.at_N)
 
 
 def _places(batch: Batch) -> dict[str, Tensor]:

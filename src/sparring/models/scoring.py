@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparring.data.collate import Batch, Row, collate, micro_batches, packed_tokens
 from sparring.models.base import Base
-from sparring.models.forward import token_confidences, token_logprobs, token_surprises
+from sparring.models.forward import token_confidences, token_logprobs, token_states, token_surprises
 from sparring.models.virtual import placed
 
 # Tokens scored at once on a CPU: more does not make it faster, and takes memory.
@@ -44,6 +44,16 @@ def answer_tokens(model: Any, base: Base, rows: Sequence[Row]) -> tuple[Tensor, 
     return logprob_N, torch.tensor(batch.tokens, device=base.device)
 
 
+def last_states(model: Any, base: Base, rows: Sequence[Row]) -> Tensor:
+    """The last hidden state at every answer's last token, which has seen all of it, [A, D].
+
+    That token is no input where log-probs are wanted, for it predicts nothing; so one more is laid behind it.
+    """
+    batch = _collate(base, [(prompt, [*answer, base.pad_id]) for prompt, answer in rows])
+    last_A = torch.tensor(batch.tokens, device=base.device).cumsum(0) - 1
+    return token_states(model, replace(batch, at_N=batch.at_N[last_A]), base.layout)
+
+
 def _collate(base: Base, rows: Sequence[Row]) -> Batch:
     """Rows as the seated player is called with them: its virtual tokens before every prompt."""
     batch = collate(_prefaced(base, rows), base.pad_id, base.device, base.layout.packed, base.layout.flash)
@@ -68,11 +78,12 @@ def computed_tokens(base: Base, rows: Sequence[Row]) -> int:
     return sum(len(prompt) + len(answer) - 1 for prompt, answer in rows)
 
 
-@torch.no_grad()
 def score(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> list[float]:
     """Summed log-prob of each row's answer in nats, in the order given, under the seated player."""
-    found = _each(base, rows, tokens, lambda some: answer_logprobs(model, base, some).logprob_A.tolist())
-    return [float(value) for value in found]
+    return [
+        float(value)
+        for value in each(lambda some: answer_logprobs(model, base, some).logprob_A.tolist(), base, rows, tokens)
+    ]
 
 
 @torch.no_grad()
@@ -83,10 +94,11 @@ def score_tokens(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> li
         logprob_N, tokens_A = answer_tokens(model, base, some)
         return [part.tolist() for part in torch.split(logprob_N, tokens_A.tolist())]
 
-    return _each(base, rows, tokens, of)
+    return each(of, base, rows, tokens)
 
 
-def _each(base: Base, rows: Sequence[Row], tokens: int, found: Callable[[Sequence[Row]], list[Any]]) -> list[Any]:
+@torch.no_grad()
+def each(found: Callable[[list[Row]], list[Any]], base: Base, rows: Sequence[Row], tokens: int) -> list[Any]:
     """What is found for each row, in the order given; asked in micro-batches within the token budget."""
     result: list[Any] = [None] * len(rows)
     tokens = min(tokens, CPU_TOKENS) if base.device.type == "cpu" else tokens

@@ -35,11 +35,11 @@ def write_report(run_folder: Path) -> Path:
     not exist, or its run.lock.yaml or best.json cannot be read.
     """
     run = read_run(run_folder)
-    again, config = _again(run), _config_yaml(run)
+    again, config = again_of(run), config_yaml(run)
     (run_folder / "tables").mkdir(exist_ok=True)
     replace(run_folder / "tables" / "scores.csv", scores_csv(run))
     replace(run_folder / "tables" / "phases.csv", phases_csv(run))
-    replace(run_folder / "report.md", markdown(run, _facts(run), again, config))
+    replace(run_folder / "report.md", markdown(run, facts_of(run), again, config))
     return replace(run_folder / "report.html", _html(run, again, config))
 
 
@@ -48,7 +48,7 @@ def _html(run: Run, again: list[tuple[str, str]], config: str) -> str:
     return render(
         "template.html",
         run=run,
-        facts=_facts(run),
+        facts=facts_of(run),
         verdict=verdict_of(run),
         notes=headline_notes(run),
         columns=columns(run),
@@ -71,7 +71,7 @@ def _html(run: Run, again: list[tuple[str, str]], config: str) -> str:
     )
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def facts_of(run: Run) -> list[tuple[str, str]]:
     """The few facts under the title: base, data, method, hardware."""
     base, data, hardware = (_part(run, key) for key in ("base", "data", "hardware"))
     parameters = base.get("parameters")
@@ -125,7 +125,7 @@ def _matches(run: Run) -> list[tuple[str, str]]:
     return [(run.label(player), run.label(opponent)) for player, opponent in pairs if opponent is not None]
 
 
-def _again(run: Run) -> list[tuple[str, str]]:
+def again_of(run: Run) -> list[tuple[str, str]]:
     """What is needed to make the run again, as (name, value)."""
     base, data = _part(run, "base"), _part(run, "data")
     versions = ", ".join(f"{text(name)} {text(value)}" for name, value in _part(run, "versions").items())
@@ -145,7 +145,8 @@ def _again(run: Run) -> list[tuple[str, str]]:
     return [(name, value) for name, value in pairs if value]
 
 
-def _config_yaml(run: Run) -> str:
+def config_yaml(run: Run) -> str:
+    """The resolved config, as it may be saved and used; empty when it is unknown."""
     if not run.config:
         return ""
     return text(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100))

@@ -25,6 +25,8 @@ KINDS = {  # the last part of a phase's name: what was done in it
     "rewards": "scoring",
     "scored": "scoring",
     "preferred": "judging",
+    "reward": "learning",
+    "reward-scores": "judging",
 }
 
 
@@ -248,6 +250,7 @@ def phase_label(phase: str) -> str:
     if slash and head.isdecimal():
         return text(f"iteration {head}: {verbs.get(tail, tail)}")
     names = {"base-scores": "base: judge", "sft-scores": "SFT: judge", "sft": "SFT: learn", "data": "data"}
+    names |= {"reward": "reward model: learn", "reward-scores": "reward model: judge"}
     names["quantisation"] = "cost of quantising"
     return text(names.get(phase.replace("/", "-"), phase))
 

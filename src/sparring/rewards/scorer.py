@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from numbers import Real
+from typing import Any, Protocol
+
+from sparring.errors import RewardError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,5 +31,23 @@ class Scorer(Protocol):
     def label(self) -> str:
         """What a report calls it, in a few words."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all that decides its scores, so that what was made with another scorer is made anew; holds no path."""
+
     def __call__(self, answers: Sequence[Answered]) -> list[float]:
         """A finite score for each answer [N]. Raises RewardError where one is not finite or cannot be had."""
+
+
+def finite(label: str, value: Any) -> float:
+    """A score as a finite float; RewardError for anything else."""
+    if not isinstance(value, Real):
+        raise RewardError(f"{label} gave {_shown(value)} for an answer, and must give a number such as 0.5")
+    if not math.isfinite(value):
+        raise RewardError(f"{label} gave {float(value)} for an answer, and every score must be finite; correct it")
+    return float(value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

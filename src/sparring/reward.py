@@ -1,0 +1,146 @@
+"""Reward modelling: people's comparisons distilled into a number for an answer.
+
+    input   prompts x_i, each with a chosen answer y_w and a rejected one y_l
+    r(x, y) = w·h(x, y), the last hidden state of the answer's last token, by the base with an adapter
+    learn   argmin over adapter and w of  Σ_i  -log σ( r(x_i, y_w) - r(x_i, y_l) )
+    output  an ordinary PEFT adapter with head.safetensors beside it, and how far it can be trusted
+
+`once` makes a phase or finds it finished, as in selfplay.py: resuming a killed run is calling this again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sparring.config import Config
+from sparring.config_reward import RewardConfig
+from sparring.crew import muster
+from sparring.data.load import Loaded
+from sparring.data.messages import Renderer
+from sparring.data.pairs import Preference, Rows, write_rows
+from sparring.data.preferences import load_preferences, prepare_preferences
+from sparring.evaluation.rewarded import judge_reward
+from sparring.files import write_atomic
+from sparring.job import open_session, run_folder
+from sparring.learning import budget_of, write_start
+from sparring.models.base import context_of, dtype_warning, read_config
+from sparring.models.flops import Flops
+from sparring.models.players import Player
+from sparring.models.reward_head import fresh, put_on, take_off
+from sparring.report.reward_page import write_reward_report
+from sparring.reward_task import RewardTask, compared_rows
+from sparring.rewards.model import save_reward
+from sparring.run import Event, Phase, Run
+from sparring.schedule import plan_steps
+from sparring.session import Session
+from sparring.trainer import fit
+
+BAD_ROWS = "bad_rows.txt"
+NAMED = 3  # bad rows that a warning names; the file holds all
+
+
+def train_reward(session: Session) -> Phase:
+    """The whole of it; returns the phase that says how good the reward model is."""
+    once = session.once
+    data = once("data", prepare_pairs)
+    start = once("start", begin) if session.config.start is not None else None
+    made = once("reward", learn_reward, data, start)
+    return once("reward-scores", judge_reward, data, made)
+
+
+def run_reward(config: Config, listeners: Sequence[Callable[[Event], None]] = (), command: str = "") -> Path:
+    """`sparring reward`: returns the run folder. Called again after a kill, it goes on from there."""
+    settings = config.reward or RewardConfig()
+    config = config.model_copy(update={"reward": settings})
+    with muster() as crew, Run(run_folder(config), crew) as run:
+        run.listeners += listeners
+        more = {"made by": "sparring reward", "reward": settings.model_dump(mode="json")}
+        train_reward(open_session(config, run, command, read=_pairs, more=more))
+        run.gather()
+        if crew.writes:
+            write_reward_report(run.folder)
+        return run.folder
+
+
+def _pairs(config: Config, renderer: Renderer) -> Loaded:
+    return load_preferences(config.data, config.seed, renderer)
+
+
+def prepare_pairs(session: Session, folder: Path) -> Event:
+    """Render the pairs, and write train_pairs.arrow and eval_pairs.arrow. One process does."""
+    if not session.crew.writes:
+        return {}
+    config, context = session.config, context_of(read_config(session.base_folder, session.config.model))
+    sides, counts = prepare_preferences(session.loaded, session.renderer, config.data, context, config.method.virtual)
+    for side, found in sides.items():
+        write_rows(folder / f"{side}_pairs.arrow", found.rows, Preference)
+        if dropped := counts.get(f"{side}_too_long"):
+            session.run.warn(f"{dropped} {side} pairs were dropped: longer than data.max_length or the model's context")
+    if bad := sides["train"].messages:
+        write_atomic(folder / BAD_ROWS, "".join(f"{line}\n" for line in bad))
+        more = f"; all are in data/{BAD_ROWS}" if len(bad) > NAMED else ""
+        session.run.warn(
+            f"{len(bad)} bad row{'s were' if len(bad) > 1 else ' was'} left out: {'; '.join(bad[:NAMED])}{more}"
+        )
+    return counts
+
+
+def begin(session: Session, folder: Path) -> Event:
+    """The player in `start`, on which the reward model is trained on."""
+    if session.crew.writes:
+        write_start(session, folder, "start")
+    return {}
+
+
+def learn_reward(session: Session, folder: Path, data: Phase, start: Phase | None) -> Event:
+    """Train an adapter and the head on the pairs."""
+    config, base, optimiser = session.config.reward or RewardConfig(), session.ring.base, session.config.optimiser
+    if not base.layout.packed:
+        session.run.warn(f"the two answers cannot share their prompt's pass with this base: {base.layout.why}")
+    if said := dtype_warning(session.config.model):
+        session.run.warn(said)
+    rows = Rows([data.folder / "train_pairs.arrow"], Preference)
+    before = session.player(start) if start else Player.untrained(base, session.config.selfplay.hold)
+    model = session.ring.challenge(before, session.seed("reward adapter"))
+    sizes = _sizes(rows)
+    budget = budget_of(session, folder, compared_rows(rows[int(np.argmax(sizes))]))
+    head = fresh(base)
+    put_on(base, head)
+    try:
+        task = RewardTask(base, head, rows, config, budget.tokens)
+        steps = plan_steps(len(rows), config.batch_size, config.epochs, session.seed("reward order"))
+        fit(
+            session.run, folder, session.ring, task, steps,
+            lr=config.lr or session.config.sft.lr, warmup=config.warmup, schedule=config.schedule,
+            optimiser=optimiser, seed=session.seed("reward"), track=list(session.config.track),
+            watch=lambda step, means: None, checkpointing=budget.checkpointing,
+        )  # fmt: skip
+        trainable = session.ring.size
+    finally:
+        take_off(base)
+    if session.crew.writes:
+        player = session.ring.save(folder, before, session.run.folder, "reward")
+        save_reward(folder, session.renderer, player, head)
+    items = [item for step in steps for item in step]
+    answers = _lengths(rows, items)
+    asked = len(items) if base.layout.packed else 2 * len(items)  # prompts that were computed
+    plain = sum(sizes[item] for item in items) if base.layout.packed else sum(answers)
+    tokens = plain + base.virtual * asked
+    flops = Flops.of(model).training(answers, 0, tokens, budget.checkpointing)
+    made = {"stopped": None, "steps": len(steps), "tokens": tokens, "flops": flops}
+    return {**made, "virtual": tokens - plain, "trainable": trainable}
+
+
+def _sizes(rows: Rows[Preference]) -> list[int]:
+    parts = (rows.lengths(name) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    return [int(size) for size in np.sum(list(parts), axis=0)]
+
+
+def _lengths(rows: Rows[Preference], items: Sequence[int]) -> list[int]:
+    """The length of every row that was trained on: prompt and answer."""
+    prompts = rows.lengths("prompt_ids")
+    sides = [rows.lengths(name) for name in ("chosen_ids", "rejected_ids")]
+    return [prompts[item] + side[item] for item in items for side in sides]

@@ -1,0 +1,98 @@
+"""Scorers that read an answer's text: rules that need no model."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from sparring.data.messages import Renderer
+from sparring.errors import DataError, RewardError
+from sparring.evaluation.extract import extractor
+from sparring.files import digest, fingerprint_file
+from sparring.imported import imported
+from sparring.laboratory import world
+from sparring.rewards.scorer import Answered, finite
+from sparring.rewards.settings import FunctionScore, MatchScore, RegexScore, ValidityScore
+
+Said = Callable[[str, str, str, bool], Any]  # prompt, answer, real answer, whether it ended → its score
+
+
+@final
+class TextScorer:
+    """A function of the texts. It is asked with special tokens left out, as people read them."""
+
+    def __init__(self, renderer: Renderer, label: str, fingerprint: str, said: Said) -> None:
+        self.renderer, self.label, self.fingerprint, self.said = renderer, label, fingerprint, said
+
+    def __call__(self, answers: Sequence[Answered]) -> list[float]:
+        """A score for each [N]."""
+        decode, ends = self.renderer.decode, self.renderer.end_ids
+        return [
+            finite(
+                self.label,
+                self.said(decode(a.prompt_ids), decode(a.ids), decode(a.real_ids), bool(a.ids) and a.ids[-1] in ends),
+            )
+            for a in answers
+        ]
+
+
+def match(settings: MatchScore, renderer: Renderer) -> TextScorer:
+    """1 if what counts in the answer equals what counts in the real one."""
+    extract = extractor(settings.match)
+
+    def said(prompt: str, answer: str, real: str, ended: bool) -> float:
+        wanted = extract(real)
+        return float(wanted is not None and extract(answer) == wanted)
+
+    return TextScorer(renderer, f"match ({settings.match})", digest(["match", settings.match]), said)
+
+
+def regex(settings: RegexScore, renderer: Renderer) -> TextScorer:
+    """1 if the pattern is found, or matches the whole answer."""
+    pattern = re.compile(settings.pattern)
+    find = pattern.fullmatch if settings.whole else pattern.search
+    print_of = digest(["regex", settings.pattern, settings.whole])
+    return TextScorer(
+        renderer, f"regex ({settings.pattern})", print_of, lambda _, answer, *__: float(find(answer) is not None)
+    )
+
+
+def validity(settings: ValidityScore, renderer: Renderer) -> TextScorer:
+    """1 if the answer ended and is one of the laboratory's valid ones to its prompt."""
+
+    def said(prompt: str, answer: str, real: str, ended: bool) -> float:
+        try:
+            return float(ended and answer in world.answers(prompt))
+        except DataError as error:
+            raise RewardError(f"scorer validity knows only the laboratory's prompts: {error}") from None
+
+    return TextScorer(renderer, "validity", digest(["validity"]), said)
+
+
+def function(settings: FunctionScore, renderer: Renderer) -> TextScorer:
+    """A user's own function (prompt, answer, real) → number, called by its import path. Its file is fingerprinted."""
+    label = f'scorer function "{settings.path}"'
+    found = imported(settings.path, label, "(prompt, answer, real)", RewardError)
+
+    def said(prompt: str, answer: str, real: str, ended: bool) -> Any:
+        try:
+            return found(prompt, answer, real)
+        except Exception as error:  # someone else's code
+            raise RewardError(f"{label} raised {type(error).__name__}: {_line(error)}; correct it") from error
+
+    return TextScorer(renderer, label, digest(["function", settings.path, _source(found)]), said)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _source(function: Any) -> str:
+    """The fingerprint of the file that defines a function; "" where it has none."""
+    try:
+        return fingerprint_file(Path(inspect.getfile(inspect.unwrap(function))))
+    except (TypeError, OSError):
+        return ""
