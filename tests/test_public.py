@@ -67,8 +67,10 @@ def test_help_loads_nothing_heavy() -> None:
         "lab",
         "chat",
         "dpo",
+        "serve",
     ):
         assert f"\n  {verb} " in found.stdout
+    assert "\n  import " in found.stdout
 
 
 SURFACE = {
@@ -100,6 +102,7 @@ SURFACE = {
     },
     "compare": {"--axis"},
     "dpo": {"--json"},
+    "import": {"--data", "--base", "--name", "--json"},
     "merge": {"--out", "--iteration", "--dtype", "--force", "--runs", "--json"},
     "export": {
         "--to",
@@ -115,6 +118,7 @@ SURFACE = {
     },
     "methods": {"--markdown", "--json"},
     "mt-bench": {"--questions", "--player", "--model-id", "--limit", "--max-new-tokens", "--out", "--runs"},
+    "serve": {"--engine", "--player", "--host", "--port", "--api-key", "--show", "--runs"},
     "sample": {"--player", "--count", "--seed", "--temperature", "--max-new-tokens", "--runs"},
 }
 

@@ -21,8 +21,10 @@ from sparring.cli_chat import app as chat
 from sparring.cli_dpo import app as dpo
 from sparring.cli_evaluate import app as evaluate
 from sparring.cli_export import app as export
+from sparring.cli_import import app as import_
 from sparring.cli_lab import lab
 from sparring.cli_runs import ConfigArgument, JsonOption, Overrides, carry_out, conclude, follows, given_config
+from sparring.cli_serve import app as serve
 from sparring.errors import ConfigError, SparringError
 
 if TYPE_CHECKING:
@@ -40,7 +42,9 @@ app = typer.Typer(
 app.add_typer(lab, name="lab")
 app.add_typer(chat)
 app.add_typer(evaluate)  # sample, judge, bench, mt-bench
-app.add_typer(export)  # merge
+app.add_typer(export)  # methods, merge, export
+app.add_typer(import_)
+app.add_typer(serve)
 app.add_typer(dpo)
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="a run's folder or name, or `last`")]

@@ -54,6 +54,12 @@ class Session:
         return "θ_0 (SFT)" if self.config.sft.epochs else "θ_0 (no SFT)"
 
     @property
+    def trains(self) -> bool:
+        """Whether anything is trained in this run; an import only measures."""
+        config = self.config
+        return bool(config.selfplay.iterations or (config.sft.epochs and config.start is None))
+
+    @property
     def crew(self) -> Crew:
         """The processes that work on this run."""
         return self.run.crew

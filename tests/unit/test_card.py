@@ -101,7 +101,7 @@ def test_only_engines_that_fit_are_told(tmp_path: Path, name: str) -> None:
     assert ("vllm serve" in text) == (row.vllm != "no")
     assert ("--enable-lora" in text) == (row.vllm == "adapter")
     assert ("--to gguf" in text) == (row.gguf != "no")
-    assert ("`--lora`" in text) == (row.gguf == "adapter")
+    assert ("gguf:lora" in text) == (row.gguf == "adapter")
     assert ("import sparring.models.bottleneck" in text) == (name in ("houlsby", "pfeiffer"))
     for wrong in {"adapter", "merged", "gguf"} - set(kinds(name)):
         with pytest.raises(InputError, match=f"of method {name} cannot be had as {wrong}; give"):
@@ -163,7 +163,7 @@ def test_a_start_and_a_study_are_told(tmp_path: Path) -> None:
     text = card(run).text
     assert "one run of a study: arm `lr/1e-4`, seed-2" in text
     assert "The study's verdict: No difference was seen." in text
-    assert "sparring export study/arms/lr/1e-4/seed-2 --iteration 0 --out gguf" in text
+    assert "sparring export study/arms/lr/1e-4/seed-2 --iteration 0 --out mine" in text
     begun = fake(tmp_path / "begun")
     tree = yaml.safe_load((begun / "run.lock.yaml").read_text())
     tree["config"]["start"] = "/home/someone/adapters/mine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from sparring.configfile import build_config
 from sparring.errors import InputError, LawBroken, ModelError, RunError
-from sparring.export import merged as export
+from sparring.export.compared import TOLERANCE
 from sparring.export.merged import merge_run
 from sparring.job import run_job
 from sparring.methods import METHODS
+from sparring.models.players import Player, Ring
 from sparring.plan import plan
 from sparring.report.findings import warnings_of
 from sparring.report.page import write_report
@@ -211,8 +213,13 @@ def test_a_player_is_merged_into_the_bases_own_weights(make, kind, tmp_path):
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_merged_in_half_precision_the_error_is_told(make, dtype, tmp_path):
     found = merge_run(make("nf4", "nf4"), tmp_path / "half", "0", dtype)
-    assert 0 < abs(found.off) <= export.TOLERANCE[dtype]
-    assert f"rounding of merged weights to {dtype}; --dtype fp32 has none" in found.text()
+    assert 0 < abs(found.off) <= TOLERANCE[dtype]
+    assert (
+        f"Rounding merged weights to {dtype} moves the log-prob of an answer by {found.apart:.2g} nats" in found.text()
+    )
+    assert 0 < found.apart < found.effect
+    assert "little is left" not in found.text()
+    assert "little is left" in replace(found, before=found.values[1]).text()
     facts = found.facts()
     assert facts["nll"]["merged"] - facts["nll"]["attached"] == pytest.approx(found.off)
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"].endswith("float16")
@@ -231,19 +238,17 @@ def test_the_folder_is_the_bases_in_all_but_the_weights(make, tmp_path):
     assert "adapter_config.json" not in names
 
 
-def test_what_is_wrong_is_not_left_there(make, monkeypatch, tmp_path):
+def test_what_is_wrong_is_set_aside(make, monkeypatch, tmp_path):
     """A merge that loses the adapter is caught by the numbers."""
-    keep = export.Ring.seat
+    keep = Ring.seat
 
     def plain(ring: Any, player: Any, merged: bool = False) -> Any:
-        if merged:
-            return keep(ring, export.Player.untrained(ring.base))
-        return keep(ring, player)
+        return keep(ring, Player.untrained(ring.base)) if merged else keep(ring, player)
 
-    monkeypatch.setattr(export.Ring, "seat", plain)
-    with pytest.raises(LawBroken, match=r"law 12: the merged folder's held-out NLL per token is \d.* nothing was"):
+    monkeypatch.setattr(Ring, "seat", plain)
+    with pytest.raises(LawBroken, match=r"law 12: what was written is not the player: its held-out NLL per token is"):
         merge_run(make("none"), tmp_path / "wrong", "sft")
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.unverified"]
 
 
 def test_nothing_is_overwritten(make, tmp_path):

@@ -102,7 +102,6 @@ def test_what_peft_makes_is_taken_exactly(kind: str, made: Made, folder: Path, t
 
 REFUSED = {
     "bias": (LoraConfig(**LORA, bias="all"), {}, "has bias: 'all', which players do not have"),
-    "embeddings": (LoraConfig(**LORA), {"save_embedding_layers": True}, "has no place for"),
     "pissa": (LoraConfig(**LORA, init_lora_weights="pissa"), {}, "was started as pissa"),
     "olora": (LoraConfig(**LORA, init_lora_weights="olora"), {}, "was started as olora"),
     "replication": (LoraConfig(**LORA, layer_replication=[(0, 2), (1, 2)]), {}, "has layer_replication"),
@@ -115,6 +114,23 @@ def test_what_would_change_the_base_is_refused(kind: str, made: Made, folder: Pa
     given = made(config, **saving)
     with pytest.raises(ModelError, match=said):
         taken(given, folder, tmp_path)
+
+
+def test_embeddings_saved_beside_an_adapter_must_be_the_bases(made: Made, folder: Path, tmp_path: Path) -> None:
+    given = made(LoraConfig(**LORA), save_embedding_layers=True)
+    tensors = load_file(given / "adapter_model.safetensors")
+    name = "base_model.model.model.embed_tokens.weight"
+    assert name in tensors
+    found, _ = taken(given, folder, tmp_path)
+    assert not any("embed" in key for key in load_file(tmp_path / "sft" / "adapter_model.safetensors"))
+    save_file({key: value for key, value in tensors.items() if key != name}, given / "adapter_model.safetensors")
+    (tmp_path / "without").mkdir()
+    assert taken(given, folder, tmp_path / "without")[0] == found
+    tensors[name][0, 0] += 1
+    save_file(tensors, given / "adapter_model.safetensors", {"format": "pt"})
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ModelError, match=r"embed_tokens\.weight of its own, which is not the base's"):
+        taken(given, folder, tmp_path / "other")
 
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {

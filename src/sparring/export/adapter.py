@@ -51,7 +51,7 @@ def compare_adapter(source: Source, partial: Path, out: Path) -> tuple[Compared,
     labels = (source.label, source.plain, f"the base and the exported adapter in {source.model.dtype}")
     wrong = other_tokens(partial, source.renderer(), source.model, source.chat, source.config.data.system)
     values = (source.own, source.attached, found)
-    return Compared("adapter", out, source.model.dtype, labels, values, source.tokens), partial, wrong
+    return Compared("adapter", out, source.model.dtype, labels, values, source.tokens, source.before), partial, wrong
 
 
 def base_name(given: str) -> str:

@@ -1,6 +1,8 @@
 """The same model asked without this project: transformers, and PEFT for adapters, one answer at a time.
 
 An export counts as verified when a program that knows nothing of Sparring gets the run's log-probs out of it.
+
+Shapes: N tokens of all answers, A of one, L of a whole sequence, V the vocabulary.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparring.config import ModelConfig
 from sparring.data.messages import Message, Renderer
 from sparring.data.pairs import Prompt
+from sparring.files import read_json
 from sparring.models.adapters import CONFIG, quiet
-from sparring.models.base import DTYPES, choose_device
+from sparring.models.base import choose_device, read_config
+from sparring.models.quantised import loading, stored_as
 
 # Chats that the tokenizer of an export must render as the run does.
 CHATS: tuple[tuple[Message, ...], ...] = (
@@ -25,45 +30,57 @@ CHATS: tuple[tuple[Message, ...], ...] = (
 )
 
 
-@torch.no_grad()
-def bare_logprobs(
-    folder: Path, prompts: Sequence[Prompt], config: ModelConfig, adapter: Path | None = None
-) -> list[float]:
-    """log p(real answer | prompt) [N] in nats, by transformers and PEFT alone.
+def bare_model(folder: Path, config: ModelConfig, adapter: Path | None = None, quantised: str = "") -> Any:
+    """A model, and an adapter on it, as transformers' and PEFT's own documents load them, and by nothing of ours.
 
-    folder   a model in Hugging Face layout
-    config   where and in which dtype it computes (device, dtype, trust_remote_code); weights are as they are on disk
-    adapter  a PEFT adapter to put on it
+    folder     a model in Hugging Face layout
+    config     where and in which dtype it computes, and how it is quantised
+    quantised  how its weights come to lie in memory (models/quantised.py); empty: as they are on disk
     """
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     device, dtype = choose_device(config)
+    placed: dict[str, Any] = {}
+    if quantised:
+        placed = loading(config, device, dtype) if config.quantise != "none" else {"device_map": {"": device}}
     model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, trust_remote_code=config.trust_remote_code, use_safetensors=True
+        folder, dtype=dtype, trust_remote_code=config.trust_remote_code, use_safetensors=True, **placed
     )
-    if getattr(model, "quantization_method", None) is None:
-        model = model.to(device)
+    model = model if quantised else model.to(device)
     if adapter is not None:
-        if any(kind in (adapter / CONFIG).read_text(encoding="utf-8") for kind in ('"HOULSBY"', '"PFEIFFER"')):
-            import sparring.models.bottleneck  # noqa: F401  makes PEFT know the type
-        from peft import PeftModel
-
+        if read_json(adapter / CONFIG)["peft_type"] in ("HOULSBY", "PFEIFFER"):
+            import sparring.models.bottleneck  # noqa: F401  PEFT does not know these types by itself
         with quiet():
             model = PeftModel.from_pretrained(model, str(adapter), torch_device=str(device))
-    model.eval()
-    found = [_logprob(model, prompt, device) for prompt in prompts]
+    return model.eval()
+
+
+@torch.no_grad()
+def token_logprobs(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+    """log p of every answer token, row by row, each by one forward pass of the whole sequence; fp64 [N] on the CPU."""
+    found = []
+    for prompt, answer in rows:
+        ids = torch.tensor([prompt + answer], device=model.device)
+        logits_LV = model(input_ids=ids, use_cache=False).logits[0]
+        first = len(logits_LV) - len(answer) - 1  # virtual tokens may stand before the prompt
+        logits_AV = logits_LV[first:-1].float()
+        target_A = torch.tensor(answer, device=logits_AV.device)
+        found.append(logits_AV.log_softmax(-1).gather(-1, target_A.unsqueeze(-1)).squeeze(-1).double().cpu())
+    return torch.cat(found)
+
+
+def bare_logprobs(
+    folder: Path, prompts: Sequence[Prompt], config: ModelConfig, adapter: Path | None = None
+) -> list[float]:
+    """log p(real answer | prompt) [N] in nats, by transformers and PEFT alone; weights are as they are on disk."""
+    stored = stored_as(read_config(folder, config))
+    model = bare_model(folder, config, adapter, stored)
+    rows = [(prompt.prompt_ids, prompt.real_ids) for prompt in prompts]
+    parts = torch.split(token_logprobs(model, rows), [len(answer) for _, answer in rows])
     del model
     gc.collect()
-    return found
-
-
-def _logprob(model: Any, prompt: Prompt, device: torch.device) -> float:
-    ids = torch.tensor([[*prompt.prompt_ids, *prompt.real_ids]], device=device)
-    count = len(prompt.real_ids)
-    logits_AV = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, -count - 1 : -1]
-    answer_A = torch.tensor(prompt.real_ids, device=device)
-    picked_A = torch.log_softmax(logits_AV.float(), dim=-1).gather(-1, answer_A[:, None])
-    return float(picked_A.double().sum())
+    return [float(part.sum()) for part in parts]
 
 
 def other_tokens(folder: Path, renderer: Renderer, config: ModelConfig, chat: bool, system: str | None) -> list[str]:
@@ -87,8 +104,3 @@ def other_tokens(folder: Path, renderer: Renderer, config: ModelConfig, chat: bo
                     f"{turns[-1].content[:20]!r} is {len(ours)} tokens {ours[:6]}…, there {len(got)} {got[:6]}…"
                 )
     return wrong
-
-
-def dtype_of(config: ModelConfig) -> torch.dtype:
-    """The dtype that an export is in."""
-    return DTYPES[config.dtype]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,17 +56,27 @@ SPIN = """@inproceedings{chen2024selfplay,
 }"""
 
 
-def write_card(run: Path, player: str, out: Path, kind: str) -> Path:
+def write_card(run: Path, player: str, out: Path, kind: str, verified: Sequence[str] = ()) -> Path:
     """Write out/README.md for a player (best, sft, or an iteration's number); returns its path.
 
-    kind  what `out` holds: adapter, merged, gguf or gguf-lora
+    kind      what `out` holds: adapter, merged, gguf or gguf-lora
+    verified  what was measured when it was written, in sentences
     Raises InputError for a player or a kind that there is not, RunError for a damaged run.
     """
     if not out.is_dir():
         raise InputError(f"the folder {out} does not exist; write the player there first")
     found, name = read_run(run), player_name(run, player)
     exported = _exported(found, name, out, kind)
-    body = scrubbed(found, "\n\n".join(_parts(found, name, exported)))
+    parts = _parts(found, name, exported)
+    if verified:
+        said = "\n".join(f"- {inline(line)}" for line in verified)
+        place = parts.index("## Data")
+        parts[place:place] = [
+            "### Verified",
+            "When this was written it was loaded again and held against the run:",
+            said,
+        ]
+    body = scrubbed(found, "\n\n".join(parts))
     head = yaml.safe_dump(_front(found, exported), sort_keys=False, allow_unicode=True)
     path = out / "README.md"
     write_atomic(path, f"---\n{head}---\n\n{body}\n")

@@ -176,25 +176,19 @@ def _rank(exported: Exported) -> int:
 
 def _gguf(exported: Exported) -> list[tuple[str, str, str]]:
     files = sorted(file.name for file in exported.folder.glob("*.gguf"))
-    file = files[0] if files else "model.gguf"
-    loading = f'gguf_file="{file}"'
-    python = [
-        "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-        f'folder = "{exported.name}"  # this folder, or its id on the hub',
-        f"tokenizer = AutoTokenizer.from_pretrained(folder, {loading})",
-        f"model = AutoModelForCausalLM.from_pretrained(folder, {loading}).eval()", "", *_asking(exported.chat), "```",
-    ]  # fmt: skip
-    server = f"```sh\nllama-server -m {file}\n```"
+    server = "\n".join(f"llama-server -m {file}" for file in files or ["model.gguf"])
     ollama = "```sh\nollama create mine -f Modelfile && ollama run mine\n```"
+    here = (exported.folder / "Modelfile").exists()
+    merge = f"It takes the merged model: `{exported.command('merge', 'merged')}`"
     return [
-        ("llama.cpp", server, ""),
-        ("Ollama", ollama, f"With the Modelfile that `{exported.command('export', 'mine')} --to ollama` writes."),
-        ("transformers", "\n".join(python), "It unpacks the weights, so this saves no memory."),
+        ("llama.cpp", f"```sh\n{server}\n```", ""),
         (
-            "vLLM",
-            "",
-            f"It prefers the merged model: `{exported.command('merge', 'merged')}`, then `vllm serve merged`.",
+            "Ollama",
+            ollama,
+            "" if here else f"With the Modelfile of `{exported.command('export', 'mine')} --to ollama`.",
         ),
+        ("transformers", "", f'{merge}, then `AutoModelForCausalLM.from_pretrained("merged")`.'),
+        ("vLLM", "", f"{merge}, then `vllm serve merged`."),
     ]
 
 

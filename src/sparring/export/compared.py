@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ ENGINES = {"merged": "transformers", "adapter": "PEFT"}
 class Compared:
     """What was measured: log p of every held-out answer in nats under the run's player, base + adapter, the export.
 
-    what  merged or adapter
+    what    merged or adapter
+    before  log p of every answer under the base alone, in nats
     """
 
     what: str
@@ -33,6 +35,17 @@ class Compared:
     labels: tuple[str, str, str]
     values: tuple[Sequence[float], Sequence[float], Sequence[float]]
     tokens: int
+    before: Sequence[float]
+
+    @property
+    def effect(self) -> float:
+        """What training did: root mean square over the answers of Δ log p against the base, in nats."""
+        return _rms(self.values[1], self.before)
+
+    @property
+    def apart(self) -> float:
+        """What exporting did: the same against base and adapter side by side."""
+        return _rms(self.values[2], self.values[1])
 
     @property
     def off(self) -> float:
@@ -56,16 +69,23 @@ class Compared:
             rows.append([self.labels[which], f"{self.nll(which):.6f}", f"{change:+.2g}", f"{self.largest(which):.2g}"])
         return ["", "held-out NLL per token", "Δ to the line above", "largest |Δ log p| of an answer"], rows
 
-    def text(self) -> str:
-        """What came of it, in a sentence or two."""
-        said = (
-            f"{self.what}: {self.out} ({self.dtype}); loaded by {ENGINES[self.what]} alone, its held-out NLL is "
-            f"{self.off:+.2g} nats per token from that of {self.labels[1]} (allowed: {TOLERANCE[self.dtype]:g})"
+    def said(self) -> str:
+        """What came of it, without where it lies."""
+        return (
+            f"{self.what} ({self.dtype}): loaded by {ENGINES[self.what]} alone, its held-out NLL is {self.off:+.2g} "
+            f"nats per token from that of {self.labels[1]} (allowed: {TOLERANCE[self.dtype]:g})"
         )
+
+    def text(self) -> str:
+        """What came of it, and what is to be known of it, a line each."""
+        said = f"{self.said()}: {self.out}"
         if self.dtype != "fp32" and self.what == "merged":
             said += (
-                f"\nThat is the rounding of merged weights to {self.dtype}; --dtype fp32 has none, at twice the size"
+                f"\nRounding merged weights to {self.dtype} moves the log-prob of an answer by {self.apart:.2g} nats, "
+                f"training by {self.effect:.2g} (root mean squares); --dtype fp32 rounds nothing, at twice the size"
             )
+            if self.apart > self.effect / 2:
+                said += "\nSo little is left of what training did: take --dtype fp32, or the adapter"
         return said
 
     def facts(self) -> dict[str, Any]:
@@ -75,7 +95,12 @@ class Compared:
             "event": self.what, "out": str(self.out), "dtype": self.dtype, "tolerance": TOLERANCE[self.dtype],
             "nll": {name: self.nll(which) for which, name in enumerate(names)},
             "largest": {name: self.largest(which) for which, name in enumerate(names) if which},
+            "moved by training": self.effect, "moved by export": self.apart,
         }  # fmt: skip
+
+
+def _rms(mine: Sequence[float], theirs: Sequence[float]) -> float:
+    return math.sqrt(sum((a - b) ** 2 for a, b in zip(mine, theirs, strict=True)) / len(mine))
 
 
 def confirm(found: Compared, partial: Path, wrong: Sequence[str] = ()) -> Compared:

@@ -215,6 +215,11 @@ class _Job:
             self.written.compared.append(found)
             whole = self._finish(self.whole, "merged")
         if self.targets.gguf:
+            moved = (sum(self.source.before) - sum(self.source.attached)) / self.source.tokens
+            self.written.said.append(
+                f"training moved the held-out NLL of the base by {moved:+.2g} nats per token: hold what the files are "
+                "off by against that"
+            )
             self._gguf(whole)
         if self.targets.lora:
             self._lora(whole)
@@ -282,7 +287,9 @@ class _Job:
 
     def _finish(self, partial: Path, kind: str) -> Path:
         """The card, and the name; returns the folder."""
-        write_card(self.run, self.source.name, partial, kind)
+        checked = [f"{name}: {what.said()}" for name, what in self.written.checked.items() if (partial / name).exists()]
+        compared = [found.said() for found in self.written.compared if found.what == kind]
+        write_card(self.run, self.source.name, partial, kind, compared + checked)
         out = self.written.out / kind
         if self.unchecked and kind.startswith("gguf"):
             out = unverified(partial, out)

@@ -43,7 +43,7 @@ def compare_merged(source: Source, partial: Path, out: Path) -> tuple[Compared, 
     values = (source.own, source.attached, bare_logprobs(partial, source.prompts, source.model))
     labels = (source.label, source.plain, f"the merged folder in {source.model.dtype}")
     wrong = other_tokens(partial, source.renderer(), source.model, source.chat, source.config.data.system)
-    return Compared("merged", out, source.model.dtype, labels, values, source.tokens), partial, wrong
+    return Compared("merged", out, source.model.dtype, labels, values, source.tokens, source.before), partial, wrong
 
 
 def write_merged(source: Source, out: Path) -> None:

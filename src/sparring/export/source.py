@@ -35,6 +35,7 @@ class Source:
     base     the base's folder
     label    what the run's player is called; own: log p [N] of the real answers under it as the run held it
     plain    the same of base and player in the dtype that is exported; attached: its log p [N]
+    before   log p [N] under the base alone, in that dtype
     """
 
     run: Path
@@ -49,6 +50,7 @@ class Source:
     own: list[float]
     plain: str
     attached: list[float]
+    before: list[float]
     _ring: Ring | None
 
     @property
@@ -108,8 +110,9 @@ def take(run: Path, player: str, dtype: str | None, merging: bool = True) -> Sou
         # quantised, or in another dtype
         ring = Ring(replace(base, fingerprint=fingerprint), config.method, config.model.base)
         attached = real_logprobs(ring.seat(who), base, prompts, tokens)
+    before = real_logprobs(ring.seat(Player.untrained(ring.base)), ring.base, prompts, tokens)
     plain = f"{kind} in {dtype}"
-    return Source(run, name, config, model, folder, who, chat, prompts, label, own, plain, attached, ring)
+    return Source(run, name, config, model, folder, who, chat, prompts, label, own, plain, attached, before, ring)
 
 
 def _checked(opened: Opened, merging: bool) -> Path:

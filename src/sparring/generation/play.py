@@ -56,8 +56,13 @@ def _idle(shards: int, processes: int, size: int) -> str:
 
 
 def answer_limit(session: Session, data: Phase) -> int:
-    """The most tokens an answer may have: `generation.max_new_tokens`, else the longest real training answer."""
-    return session.config.generation.max_new_tokens or max(session.prompts(data, "train").lengths("real_ids"))
+    """The most tokens an answer may have: `generation.max_new_tokens`, else the longest real training answer.
+
+    Where nothing is trained, held-out answers count too: there may be one training prompt only.
+    """
+    sides = ("train",) if session.trains else ("train", "eval")
+    longest = [max(session.prompts(data, side).lengths("real_ids")) for side in sides]
+    return session.config.generation.max_new_tokens or max(longest)
 
 
 def sample(

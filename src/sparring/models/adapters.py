@@ -77,7 +77,7 @@ def settings_of(folder: Path) -> Settings:
 
 
 # Variants of LoRA that change the base's own weights when they are put on it, or train what is not in the adapter.
-REWRITES = ("pissa", "olora", "corda", "loftq", "eva")
+REWRITES = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")
 FOREIGN = ("layer_replication", "lora_bias", "alora_invocation_tokens", "trainable_token_indices", "arrow_config")
 
 
@@ -124,6 +124,39 @@ def read_adapter(folder: Path) -> tuple[Any, dict[str, Tensor]]:
         why = " ".join(str(error).split())[:200]
         raise ModelError(f"the adapter {folder} cannot be read by PEFT ({why}); give a whole adapter") from error
     return config, tensors
+
+
+PREFIX = "base_model.model."  # what PEFT puts before the names of a base's modules
+ENDS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")  # what embeddings and heads are called
+
+
+def whole_ends(names: Iterable[str], kept: Iterable[str]) -> dict[str, str]:
+    """Embeddings and heads that PEFT has saved beside an adapter: their names in its file → in the base.
+
+    kept  modules that are part of the adapter (`modules_to_save`)
+    """
+    ends = tuple(f".{name}.weight" for name in ENDS if name not in set(kept))
+    plain = {name: name.removeprefix(PREFIX).replace(".base_layer.", ".") for name in names}
+    return {name: inside for name, inside in plain.items() if f".{inside}".endswith(ends)}
+
+
+def without_copies(model: Any, tensors: dict[str, Tensor], kept: Iterable[str], folder: Path) -> dict[str, Tensor]:
+    """An adapter's tensors without the base's own embeddings and head, which PEFT may save beside them.
+
+    Raises ModelError where they are not the base's: then they were trained, or resized.
+    """
+    ends = whole_ends(tensors, kept)
+    own = model.state_dict(keep_vars=True) if ends else {}
+    for name, inside in ends.items():
+        if inside not in own:
+            continue  # of another base, which is told of when it is put on this one
+        given, mine = tensors[name], own[inside].detach().cpu()
+        if given.shape != mine.shape or not torch.equal(given.to(mine.dtype), mine):
+            raise ModelError(
+                f"the adapter {folder} brings a {inside} of its own, which is not the base's: it was trained or "
+                "resized; merge it with PEFT into the base it was trained on, and give that as model.base"
+            )
+    return {name: tensor for name, tensor in tensors.items() if ends.get(name) not in own}
 
 
 def write_adapter(folder: Path, config: Any, tensors: dict[str, Tensor], base_name: str) -> None:

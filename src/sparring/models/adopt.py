@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def other_base(given: Path, name: str) -> str:
     if (given / ABOUT).exists() or not (given / CONFIG).exists():
         return ""
     theirs = str(read_json(given / CONFIG).get("base_model_name_or_path") or "").rstrip("/").rpartition("/")[2]
-    mine = name.rstrip("/").rpartition("/")[2]
+    name = re.sub(r".*/models--[^/]+?--([^/]+)/snapshots/[^/]+", r"\1", name.rstrip("/"))  # in the hub's cache
+    mine = name.rpartition("/")[2]
     plain = theirs.lower().removesuffix("-bnb-4bit").removesuffix("-unsloth")
     if not theirs or plain == mine.lower():
         return ""

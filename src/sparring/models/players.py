@@ -20,7 +20,15 @@ from torch import Tensor
 from sparring.errors import ConfigError, LawBroken, ModelError
 from sparring.files import digest, read_json, write_atomic
 from sparring.methods import Settings, method_of
-from sparring.models.adapters import attach, fingerprint_tensors, quiet, read_adapter, tensors_of, write_adapter
+from sparring.models.adapters import (
+    attach,
+    fingerprint_tensors,
+    quiet,
+    read_adapter,
+    tensors_of,
+    without_copies,
+    write_adapter,
+)
 from sparring.models.base import Base
 from sparring.models.merged import Folded, trained_whole, unwrap
 from sparring.models.player import ABOUT, Player, sign
@@ -141,6 +149,8 @@ class Ring:
         """Write an adapter that was made elsewhere as theta_0; ModelError if it does not fit this base."""
         self._clear()
         config, tensors = read_adapter(given)
+        kept = getattr(config, "modules_to_save", None) or ()
+        tensors = without_copies(self.base.model, tensors, kept, given)
         self._add(TRAINED, config)
         attach(self._wrapped, TRAINED, tensors, given)
         self.save(folder, Player.untrained(self.base, hold), run_folder, name)

@@ -78,6 +78,17 @@ def score(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> list[floa
     return result
 
 
+@torch.no_grad()
+def score_tokens(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> list[Tensor]:
+    """log p of each token of each row's answer in nats, in the order given, under the seated player; fp32, CPU."""
+    found: dict[int, Tensor] = {}
+    tokens = min(tokens, CPU_TOKENS) if base.device.type == "cpu" else tokens
+    for chosen in split_rows(range(len(rows)), [[row] for row in rows], base, tokens):
+        logprob_N = token_logprobs(model, _collate(base, [rows[i] for i in chosen]), base.layout).float().cpu()
+        found |= dict(zip(chosen, torch.split(logprob_N, [len(rows[i][1]) for i in chosen]), strict=True))
+    return [found[i] for i in range(len(rows))]
+
+
 def _neighbours(rows: Sequence[Row], tokens: int, virtual: int) -> list[list[int]]:
     """Row numbers, those of neighbours with the same prompt together as far as the budget goes.
 

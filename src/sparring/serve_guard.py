@@ -1,0 +1,305 @@
+"""What stands before a server of others: `python -m sparring.serve_guard FACTS.json transformers serve --host …`.
+
+The server is started as its own command line would start it. What is asked is looked at first: for a model that is not
+served, transformers would take any folder of this machine and llama.cpp its first model; neither says that a prompt is
+too long in a way that a client can read, and transformers' server knows no keys. Whatever is wrong is answered with a
+sentence of JSON, and the server lives on.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import os
+import re
+import runpy
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any, final
+
+from jinja2 import TemplateError
+
+from sparring.errors import nearest
+
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+App = Callable[[Event, Receive, Send], Awaitable[None]]
+
+KEY = "SPARRING_API_KEY"
+HELD = "SPARRING_HELD"  # set: end when standard input does
+MOST_BYTES = 2**24  # of a question
+ASKS = ("/v1/completions", "/v1/chat/completions")
+TELLS = ("/v1/models", "/health")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
+
+
+@final
+class Wrong(Exception):
+    """What is answered in place of the server."""
+
+    def __init__(self, status: int, message: str, code: str) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+
+
+@final
+class Guard:
+    """An ASGI application before another.
+
+    models    what may be asked for
+    defaults  of a question that does not say
+    key       that every question must bring; None: none
+    """
+
+    def __init__(self, app: App, models: list[str], defaults: dict[str, Any], key: str | None) -> None:
+        self.app = app
+        self.models = models
+        self.defaults = defaults
+        self.key = key
+
+    async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
+        """Answer what is wrong, and hand on what is right."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+        headers = [pair for pair in scope["headers"] if pair[0] != b"origin"]  # pages of others read no answers
+        scope = {**scope, "headers": headers}
+        try:
+            self._enters(scope)
+            if scope["method"] == "POST":
+                body = self._question(await _whole(receive))
+                scope, receive = _again(scope, receive, body)
+            await self._hand_on(scope, receive, send)
+        except Wrong as wrong:
+            await _answer(send, wrong)
+
+    def _enters(self, scope: Event) -> None:
+        headers = dict(scope["headers"])
+        if self.key is None:
+            _local(headers.get(b"host", b"").decode(errors="replace"))
+        elif not hmac.compare_digest(headers.get(b"authorization", b""), f"Bearer {self.key}".encode()):
+            raise Wrong(401, "the API key is missing or wrong", "invalid_api_key")
+        known = {"GET": TELLS, "HEAD": TELLS, "POST": ASKS}.get(scope["method"], ())
+        if scope["path"] not in known:
+            there = ", ".join([*(f"GET {path}" for path in TELLS), *(f"POST {path}" for path in ASKS)])
+            raise Wrong(404, f"{scope['method']} {scope['path']} is not served; there are {there}", "not_found")
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if scope["method"] == "POST" and kind != b"application/json":  # what a page of others may send unasked is not
+            raise Wrong(415, "a question needs the header Content-Type: application/json", "bad_json")
+
+    def _question(self, body: bytes) -> bytes:
+        """The question with what it does not say; Wrong if it is none, or asks for a model that is not served."""
+        try:
+            asked = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise Wrong(400, f"the question is not JSON ({error})", "bad_json") from None
+        if not isinstance(asked, dict):
+            raise Wrong(400, "the question is not a JSON object", "bad_json")
+        name = asked.get("model")
+        if not isinstance(name, str) or name not in self.models:
+            raise Wrong(404, f"there is no model {json.dumps(name)}; {nearest(str(name), self.models)}", "no_model")
+        return json.dumps({**self.defaults, **asked}).encode()
+
+    async def _hand_on(self, scope: Event, receive: Receive, send: Send) -> None:
+        """Ask the server; an error inside it, of which it says only that there was one, is told."""
+        status, parts = 0, list[bytes]()
+
+        async def hear(event: Event) -> None:
+            nonlocal status
+            if event["type"] == "http.response.start" and event["status"] >= 400:
+                status = event["status"]
+            elif status:
+                parts.append(event.get("body", b""))
+            else:
+                await send(event)
+
+        try:
+            await self.app(scope, receive, hear)
+        except Wrong:  # of what stands inside the server
+            raise
+        except Exception as error:  # the server lives on, and who asked is told
+            if not status:
+                raise
+            raise _told(scope["path"], error) from None
+        if status:
+            raise Wrong(status, _detail(b"".join(parts)), "refused" if status < 500 else "server_error")
+
+
+def _told(path: str, error: Exception) -> Wrong:
+    """What a question's failure is, as an answer; the terminal gets it in a line."""
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    print(f"{path}: {said}", file=sys.stderr, flush=True)
+    if isinstance(error, (ValueError, TypeError, LookupError, TemplateError)):
+        return Wrong(400, f"this cannot be answered ({said})", "bad_request")
+    return Wrong(500, f"the server failed ({said})", "server_error")
+
+
+def _detail(body: bytes) -> str:
+    """A server's own words for an error."""
+    try:
+        told = json.loads(body)
+    except ValueError:
+        return body.decode(errors="replace")[:500]
+    said = told.get("detail", told.get("error", told)) if isinstance(told, dict) else told
+    if isinstance(said, dict):
+        said = said.get("message", said)
+    return said if isinstance(said, str) else json.dumps(said)
+
+
+def _local(host: str) -> None:
+    """Refuse a name that is not this machine's own: a web page may give its name this machine's address."""
+    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    if not is_loopback(name.strip("[]").lower()):
+        said = f"without a key this is served to this machine only, as localhost or 127.0.0.1, not as {name!r}"
+        raise Wrong(403, said, "bad_host")
+
+
+async def _whole(receive: Receive) -> bytes:
+    parts, size, more = list[bytes](), 0, True
+    while more:
+        event = await receive()
+        if event["type"] != "http.request":
+            raise Wrong(400, "the question was cut off", "bad_json")
+        parts.append(event.get("body", b""))
+        size, more = size + len(parts[-1]), event.get("more_body", False)
+        if size > MOST_BYTES:
+            raise Wrong(413, f"the question has more than {MOST_BYTES >> 20} MiB", "too_large")
+    return b"".join(parts)
+
+
+def _again(scope: Event, receive: Receive, body: bytes) -> tuple[Event, Receive]:
+    """The same request with another body; after it, what the client does next is heard as before."""
+    headers = [pair for pair in scope["headers"] if pair[0] not in (b"content-length", b"transfer-encoding")]
+    headers.append((b"content-length", str(len(body)).encode()))
+    first: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Event:
+        return first.pop() if first else await receive()
+
+    return {**scope, "headers": headers}, replay
+
+
+async def _answer(send: Send, wrong: Wrong) -> None:
+    """The error as OpenAI's clients read it."""
+    kind = "server_error" if wrong.status >= 500 else "invalid_request_error"
+    told = {"error": {"message": wrong.message, "type": kind, "param": None, "code": wrong.code}}
+    body = json.dumps(told).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": wrong.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+# ---------------------------------------------------------------- the servers
+
+
+def anchored(found: dict[str, Any], opening: str) -> dict[str, Any] | None:
+    """How transformers takes thoughts and tool calls out of an answer, by the family of the model alone; None if a
+    chat's opening has not the marks that this goes by: then the question would be taken for a part of the answer."""
+    anchors = found.get("start_anchor") or []
+    marks = [anchors] if isinstance(anchors, str) else anchors
+    return found if any(mark in opening for mark in marks) else None
+
+
+def _before_transformers(facts: dict[str, Any], guarded: Callable[[App], App]) -> None:
+    """Offline, in a cache of models that holds nothing else: what is not served cannot be found, nor downloaded."""
+    os.environ |= {"HF_HUB_CACHE": facts["place"], "HF_HUB_OFFLINE": "1"}
+    os.chdir(facts["place"])  # a folder that has a model's name would be taken for it
+    from transformers.cli.serving import server, utils
+
+    build, streamed, answered = (
+        server.build_server,
+        utils.GenerateManager.generate_streaming,
+        utils.GenerateManager.generate_non_streaming,
+    )
+
+    def fit(inputs: Any, settings: Any) -> None:
+        """Prompt and answer must fit the context, beyond which transformers goes on without a word."""
+        length, context = inputs["input_ids"].shape[-1], facts["context"]
+        if length == 0:
+            raise Wrong(400, "the prompt is empty", "bad_request")
+        if length >= context:
+            said = f"the prompt has {length} tokens, but the model's context is {context}; shorten it"
+            raise Wrong(400, said, "context_length_exceeded")
+        if settings.max_new_tokens < 1 or not settings.temperature >= 0:
+            raise Wrong(400, "max_tokens must be 1 or more, and temperature 0 or more", "bad_request")
+        settings.max_new_tokens = min(settings.max_new_tokens, context - length)
+
+    def streaming(self: Any, model: Any, processor: Any, inputs: Any, settings: Any, *more: Any, **named: Any) -> Any:
+        fit(inputs, settings)
+        return streamed(self, model, processor, inputs, settings, *more, **named)
+
+    def answering(self: Any, model: Any, processor: Any, inputs: Any, settings: Any, *more: Any, **named: Any) -> Any:
+        fit(inputs, settings)
+        return answered(self, model, processor, inputs, settings, *more, **named)
+
+    taken_apart = utils.get_response_template
+
+    def template(processor: Any, model: Any) -> Any:
+        found = taken_apart(processor, model)
+        if found is None or not processor.chat_template:
+            return None
+        question = [{"role": "user", "content": "?"}]
+        return anchored(found, processor.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+
+    utils.get_response_template = template
+    utils.GenerateManager.generate_streaming = streaming
+    utils.GenerateManager.generate_non_streaming = answering
+    server.build_server = lambda *given, **named: guarded(build(*given, **named))
+
+
+def _before_llama_cpp(facts: dict[str, Any], guarded: Callable[[App], App]) -> None:
+    """Nothing that happens to be in the environment (SEED, CACHE, …) becomes a setting."""
+    import llama_cpp.server.app as server
+    from llama_cpp.server.settings import Settings
+
+    for name in [*os.environ]:
+        if name.lower() in Settings.model_fields and name not in ("HOST", "PORT"):
+            del os.environ[name]
+    build = server.create_app
+    server.create_app = lambda *given, **named: guarded(build(*given, **named))
+
+
+SERVERS = {
+    "transformers": ("transformers.cli.transformers", _before_transformers),
+    "llama_cpp.server": ("llama_cpp.server", _before_llama_cpp),
+}
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed closes its end of standard input, and says nothing else."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> None:
+    """FACTS.json, the server's module, its arguments."""
+    facts, which = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), sys.argv[2]
+    module, before = SERVERS[which]
+    key = os.environ.pop(KEY, None) or None
+    if key is None and not is_loopback(facts["host"]):
+        sys.exit(f"error: {facts['host']} is open to other machines, so clients must bring a key; set {KEY}")
+    if os.environ.pop(HELD, None):
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.argv = [which, *sys.argv[3:]]
+    before(facts, lambda app: Guard(app, facts["models"], facts["defaults"], key))
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
