@@ -208,8 +208,8 @@ def _conversations(
     *,
     seed: int,
     counts: Counter[str],
-    preferences: bool,
-    named: list[str],
+    preferences: bool = False,
+    named: list[str] | None = None,
 ) -> tuple[list[Conversation], str]:
     """The good rows of one source and its description; adds to `counts`, and to `named` what is wrong with others.
 
@@ -220,6 +220,7 @@ def _conversations(
     where = Path(path).name if Path(path).expanduser().exists() else path
     subset = config.subset if path == config.train else None
     bad: Counter[str] = Counter()
+    said: list[str] = [] if named is None else named
     made: list[Conversation] = []
     try:
         apart = _kept_apart(config) if path == LABORATORY else 0
@@ -242,7 +243,7 @@ def _conversations(
                 if config.bad_rows == "error":
                     raise
                 bad[f"bad: {fault.reason}"] += 1
-                named.append(fault.said)
+                said.append(fault.said)
     except UnicodeDecodeError as error:
         raise DataError(
             f"{where} is not UTF-8 text (byte {error.start}: {error.object[error.start]:#04x}); save it as UTF-8"
