@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from sparring.run import Event
@@ -22,14 +23,18 @@ TITLES = {
     "test": "measure on the test prompts",
 }
 
+# What learning from rewards calls otherwise.
+REWARDED = {"played": "play: a group of answers to each prompt", "player": "learn: from the rewards"}
 
-def title(phase: str) -> str:
-    """A phase in words: `0/played` → `iteration 0 · play: …`."""
+
+def title(phase: str, other: Mapping[str, str] | None = None) -> str:
+    """A phase in words: `0/played` → `iteration 0 · play: …`. other: titles that are not the usual ones."""
+    titles = {**TITLES, **(other or {})}
     place, _, kind = phase.rpartition("/")
     if not place and phase.endswith("-scores"):
         place, kind = phase.removesuffix("-scores"), "scores"
-        return f"{'θ_0' if place == 'sft' else place} · {TITLES[kind]}"
-    return f"iteration {place} · {TITLES[kind]}" if place else TITLES.get(kind, kind)
+        return f"{'θ_0' if place == 'sft' else place} · {titles[kind]}"
+    return f"iteration {place} · {titles[kind]}" if place else titles.get(kind, kind)
 
 
 def clock(seconds: float) -> str:
@@ -52,7 +57,8 @@ class Plain:
 
     interval = 20.0
 
-    def __init__(self) -> None:
+    def __init__(self, titles: Mapping[str, str] | None = None) -> None:
+        self._titles = titles
         self._phase, self._begun, self._spoken = "", 0.0, 0.0
         self._held: list[str] = []  # what a phase has to say, under its line
 
@@ -63,7 +69,7 @@ class Plain:
         elif kind in ("step", "progress"):
             self.progress(*_progress(event), event)
         elif kind == "phase":
-            self.line(f"{title(event['phase'])}  {clock(event['seconds'])}")
+            self.line(f"{title(event['phase'], self._titles)}  {clock(event['seconds'])}")
             for text in self._held:
                 self.line(text)
             self._held = []
@@ -76,7 +82,9 @@ class Plain:
         if now - self._spoken > self.interval and done < total:
             self._spoken = now
             left = (now - self._begun) / max(done, 1) * (total - done)
-            self.line(f"  {title(self._phase)}  {done}/{total}  about {clock(left)} left{_numbers(event)}")
+            self.line(
+                f"  {title(self._phase, self._titles)}  {done}/{total}  about {clock(left)} left{_numbers(event)}"
+            )
 
     def line(self, text: str) -> None:
         """One line of output."""
@@ -86,8 +94,8 @@ class Plain:
 class Bars(Plain):
     """A live bar for the phase in progress, and the same lines above it."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, titles: Mapping[str, str] | None = None) -> None:
+        super().__init__(titles)
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = (
@@ -124,7 +132,7 @@ class Bars(Plain):
     def progress(self, done: int, total: int, event: Event) -> None:
         """Move the bar."""
         if self._task is None:
-            name = title(self._phase).split(":")[0]  # the rest is for the line
+            name = title(self._phase, self._titles).split(":")[0]  # the rest is for the line
             self._task = self._bars.add_task(name, total=total, completed=done, numbers="")
         self._bars.update(self._task, completed=done, total=total, numbers=_numbers(event))
 
@@ -133,11 +141,11 @@ class Bars(Plain):
         self._bars.console.print(text, markup=False, highlight=False)
 
 
-def listener(as_json: bool) -> Any:
+def listener(as_json: bool, titles: Mapping[str, str] | None = None) -> Any:
     """The listener that fits where standard output goes."""
     if as_json:
         return JsonLines()
-    return Bars() if sys.stdout.isatty() else Plain()
+    return Bars(titles) if sys.stdout.isatty() else Plain(titles)
 
 
 def _progress(event: Event) -> tuple[int, int]:
