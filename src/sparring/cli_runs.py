@@ -57,7 +57,7 @@ def carry_out(settings: Config, work: Callable[..., Any], as_json: bool) -> None
     if follows():
         run_job(settings, work=work)
         return
-    speak = console.listener(as_json)
+    speak = console.listener(as_json, console.REWARDED if settings.reinforce else None)
     command = shlex.join(["sparring", *sys.argv[1:]])
     with speak if isinstance(speak, console.Bars) else nullcontext():
         folder = run_job(settings, [speak], command, work=work)

@@ -26,21 +26,25 @@ TITLES = {
     "reward": "learn which answers are preferred",
 }
 
+# What learning from rewards calls otherwise.
+REWARDED = {"played": "play: a group of answers to each prompt", "player": "learn: from the rewards"}
 
-PREFERENCES = {  # what phases are called where nobody plays
+# What phases are called where nobody plays.
+PREFERENCES = {
     "sft": "fine-tune on the chosen answers (θ_0)",
     "pairs": "score: log-probs under the reference",
     "player": "learn: tell chosen answers from rejected ones",
 }
 
 
-def title(phase: str, titles: Mapping[str, str] = TITLES) -> str:
-    """A phase in words: `0/played` → `iteration 0 · play: …`."""
+def title(phase: str, other: Mapping[str, str] | None = None) -> str:
+    """A phase in words: `0/played` → `iteration 0 · play: …`. other: titles that are not the usual ones."""
+    titles = {**TITLES, **(other or {})}
     place, _, kind = phase.rpartition("/")
     if not place and phase.endswith("-scores"):
         place, kind = phase.removesuffix("-scores"), "scores"
         return f"{'θ_0' if place == 'sft' else place} · {titles[kind]}"
-    if place and titles is not TITLES:
+    if place and other is PREFERENCES:
         return f"θ_1 · {titles[kind]}"
     return f"iteration {place} · {titles[kind]}" if place else titles.get(kind, kind)
 
@@ -65,9 +69,9 @@ class Plain:
 
     interval = 20.0
 
-    def __init__(self) -> None:
+    def __init__(self, titles: Mapping[str, str] | None = None) -> None:
+        self._titles = titles
         self._phase, self._begun, self._spoken = "", 0.0, 0.0
-        self._titles: Mapping[str, str] = TITLES
         self._held: list[str] = []  # what a phase has to say, under its line
 
     def __call__(self, event: Event) -> None:
@@ -82,7 +86,7 @@ class Plain:
                 self.line(text)
             self._held = []
         elif kind == "reference":
-            self._titles = TITLES | PREFERENCES
+            self._titles = PREFERENCES
             self.line(event["text"])
         elif text := _words(event):
             self._held.append(text)
@@ -105,8 +109,8 @@ class Plain:
 class Bars(Plain):
     """A live bar for the phase in progress, and the same lines above it."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, titles: Mapping[str, str] | None = None) -> None:
+        super().__init__(titles)
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = (
@@ -152,11 +156,11 @@ class Bars(Plain):
         self._bars.console.print(text, markup=False, highlight=False)
 
 
-def listener(as_json: bool) -> Any:
+def listener(as_json: bool, titles: Mapping[str, str] | None = None) -> Any:
     """The listener that fits where standard output goes."""
     if as_json:
         return JsonLines()
-    return Bars() if sys.stdout.isatty() else Plain()
+    return Bars(titles) if sys.stdout.isatty() else Plain(titles)
 
 
 def _progress(event: Event) -> tuple[int, int]:

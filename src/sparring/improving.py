@@ -74,8 +74,8 @@ def _watch(limit: float | None) -> Callable[[int, dict[str, float]], str | None]
     """Ends an iteration that leads too far from theta_0."""
 
     def watch(step: int, means: dict[str, float]) -> str | None:
-        if limit is not None and means["kl"] > limit:
-            return f"KL to θ_0 is {means['kl']:.1f} nats per answer (limit {limit:g})"
+        if limit is not None and means["drift"] > limit:
+            return f"KL to θ_0 is {means['drift']:.1f} nats per answer (limit {limit:g})"
         return None
 
     return watch

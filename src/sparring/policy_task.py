@@ -62,9 +62,12 @@ class PolicyTask:
         with torch.no_grad():
             idle_N = is_clipped(logprob_N, sampled_N, advantage_N, *bounds)
             answers, count, whole = float(len(tokens_A)), float(len(logprob_N)), part_A.sum().item()
+            # the same KL by an estimator that a single unlikely token does not drive up, for the limit
+            gap_N = (logprob_N - sampled_N).exp() * (logprob_N - start_N)
             metrics = {
                 "policy_loss": ((weight_N * policy_N).sum().item(), whole),
                 "kl": (kl_N.sum().item(), answers),
+                "drift": (gap_N.sum().item(), answers),
                 "clipped": (idle_N.sum().item(), count),
                 "noise": ((logprob_N - sampled_N).square().sum().item(), count),
                 "tokens": (float(sum(computed_tokens(self.base, rows) for rows in rows_of)), 1.0),

@@ -146,6 +146,7 @@ def cards(run: Run, row: Answers) -> dict[str, Any]:
     for player, (said, finish) in row.said.items():
         opponent = run.opponent(player)
         note = f"learnt against {run.label(opponent)}" if opponent else "opponent of iteration 0"
+        note = "" if run.rewarded else note
         found.append(_card(run.label(player), f"{note}{' · cut at the length limit' * (finish == 'length')}", said))
     return {"prompt": folded(row.prompt), "cards": found}
 
