@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from contextlib import nullcontext
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from sparring.cli_runs import follows, given_config
 
 if TYPE_CHECKING:
     from sparring.config import Config
@@ -55,18 +56,16 @@ def _score(given: list[str], out: Path | None, folder: str) -> None:
 
 
 def _config(given: list[str]) -> Config:
-    from sparring.configfile import read_config
     from sparring.laboratory import reward_config
 
-    named = bool(given) and ("=" not in given[0] or Path(given[0]).exists())
-    return read_config(given[0], given[1:]) if named else read_config(reward_config(), given)
+    return given_config(given[0] if given else None, given[1:], default=reward_config())
 
 
 def _train(settings: Config, as_json: bool) -> None:
     from sparring import console
     from sparring.reward import run_reward
 
-    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":  # another process speaks
+    if follows():
         run_reward(settings)
         return
     speak = console.listener(as_json)

@@ -28,10 +28,15 @@ def follows() -> bool:
     return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
 
 
-def given_config(config: str | None, overrides: list[str] | None, embedded: list[str] | None = None) -> Config:
+def given_config(
+    config: str | None,
+    overrides: list[str] | None,
+    embedded: list[str] | None = None,
+    default: Path | None = None,
+) -> Config:
     """The config named on the command line; a first argument `a.b=value` belongs to the embedded default.
 
-    embedded  settings that the embedded default has for this verb
+    embedded  settings that the embedded default has for this verb; default: its file, if it is another one
     """
     from sparring.configfile import read_config
     from sparring.laboratory import default_config
@@ -40,7 +45,11 @@ def given_config(config: str | None, overrides: list[str] | None, embedded: list
     if config is not None and _is_override(config):
         changes.insert(0, config)
         config = None
-    return read_config(config, changes) if config else read_config(default_config(), [*(embedded or []), *changes])
+    return (
+        read_config(config, changes)
+        if config
+        else read_config(default or default_config(), [*(embedded or []), *changes])
+    )
 
 
 def _is_override(word: str) -> bool:

@@ -20,7 +20,8 @@ from sparring.evaluation.judge import judge
 from sparring.evaluation.preferred import choose_preferred, preferred
 from sparring.evaluation.quantisation import quantisation_cost
 from sparring.learning import fine_tune, learn
-from sparring.reference import prepare_pairs, score_reference
+from sparring.preparing import prepare_pairs
+from sparring.reference import score_reference
 from sparring.run import Phase
 from sparring.session import Session
 

@@ -1,4 +1,4 @@
-"""Preference pairs as data, and log p_theta_0 of both answers, once: what the player is held against."""
+"""log p_theta_0 of both answers of preference pairs, once: what the player is held against."""
 
 from __future__ import annotations
 
@@ -7,66 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.data.messages import Example
-from sparring.data.pairs import Pair, Preference, Prompt, Rows, keyed, write_rows, write_stream
-from sparring.data.preferences import Preferences, prepare_preferences
-from sparring.data.selfplayed import chats, is_run
-from sparring.errors import DataError
-from sparring.files import write_atomic
-from sparring.models.base import context_of
+from sparring.data.pairs import Pair, Preference, Rows, write_stream
 from sparring.models.flops import Flops
 from sparring.models.scoring import score
 from sparring.opponent import BATCH, REPEATED, count_cost, noise_of
+from sparring.preparing import preferences
 from sparring.run import Event, Phase
 from sparring.session import Session
-
-BAD_ROWS = "bad_rows.txt"
-NAMED = 3  # bad rows that a warning names; the file holds all
-SIDES = {"train": "training", "eval": "held-out", "test": "test"}
-WARNINGS = {
-    "too_long": "were dropped: longer than data.max_length or the model's context",
-    "truncated": "had an answer cut, which has no end token",
-    "identical": "were dropped: both answers are the same tokens",
-}
-
-
-def prepare_pairs(session: Session, folder: Path) -> Event:
-    """Write the pairs of each side, train_pairs.arrow …, and its chosen answers, train.arrow … One process does.
-
-    The chosen answers are what θ_0 is fine-tuned on and players are judged by, each once; ties have none.
-    """
-    if not session.crew.writes:
-        return {}
-    config = session.config
-    context, virtual = context_of(session.settings), config.method.virtual
-    sides, counts = prepare_preferences(session.loaded, session.renderer, config.data, context, virtual)
-    for side, found in sides.items():
-        write_rows(folder / f"{side}_pairs.arrow", found.rows, Preference)
-        chosen = _chosen(found, session, side)
-        write_rows(folder / f"{side}.arrow", chosen, Prompt)
-        counts[f"{side}_examples"] = len(chosen)
-        for name, what in WARNINGS.items():
-            if counts.get(f"{side}_{name}"):
-                session.run.warn(f"{counts[f'{side}_{name}']} {SIDES[side]} pairs {what}")
-    bad = sides["train"].messages
-    if bad:
-        write_atomic(folder / BAD_ROWS, "".join(f"{line}\n" for line in bad))
-        more = f"; all are in data/{BAD_ROWS}" if len(bad) > NAMED else ""
-        session.run.warn(f"{len(bad)} bad rows were left out: {'; '.join(bad[:NAMED])}{more}")
-    chat = chats(config.data) if is_run(config.data.train) else session.loaded.train[0].chat
-    return {**counts, "chat": chat}
-
-
-def _chosen(found: Preferences, session: Session, side: str) -> list[Prompt]:
-    """Each chosen answer once, whatever number of others it beat."""
-    rows = {(tuple(row.prompt_ids), tuple(row.chosen_ids)): row for row in reversed(found.rows) if row.weight == 1}
-    if not rows:
-        raise DataError(f"every {SIDES[side]} pair is a tie, so there is no chosen answer to judge by; give more data")
-    ends = set(session.renderer.end_ids)
-    return keyed(
-        Example(row.prompt_ids, row.chosen_ids, row.chosen_ids[-1] in ends, row.source)
-        for row in reversed(rows.values())
-    )
 
 
 def score_reference(session: Session, folder: Path, data: Phase, start: Phase) -> Event:
@@ -85,11 +32,6 @@ def score_reference(session: Session, folder: Path, data: Phase, start: Phase) -
     facts = {"noise": noise_of(session, model, answers_of(rows[:REPEATED])), "opponent": player.fingerprint}
     assert session.config.dpo is not None
     return {**counts, **facts, "seated": session.ring.seated, "flipped": session.config.dpo.label_smoothing}
-
-
-def preferences(data: Phase, side: str) -> Rows[Preference]:
-    """The pairs of a side."""
-    return Rows([data.folder / f"{side}_pairs.arrow"], Preference)
 
 
 def answers_of(rows: Sequence[Preference]) -> list[tuple[list[int], list[int]]]:

@@ -21,7 +21,7 @@ from sparring.errors import ConfigError
 from sparring.evaluation.choose import choose, tidy
 from sparring.evaluation.examine import examine
 from sparring.evaluation.quantisation import quantisation_cost
-from sparring.evaluation.valued import judge_reward
+from sparring.evaluation.valued import judge_valued
 from sparring.improving import improve
 from sparring.learning import fine_tune
 from sparring.preparing import prepare_data
@@ -37,8 +37,8 @@ def reinforce(session: Session) -> Phase:
     if session.quantised:
         once("quantisation", quantisation_cost, data)
     start = player = once("sft", fine_tune, data)  # θ_0
-    first = once("sft-scores", judge_reward, data, start, start, None, label=session.first, scorer=scorer)
-    once("base-scores", judge_reward, data, None, start, None, label="base", scorer=scorer)
+    first = once("sft-scores", judge_valued, data, start, start, None, label=session.first, scorer=scorer)
+    once("base-scores", judge_valued, data, None, start, None, label="base", scorer=scorer)
     judged, players = [first], {"sft": start}
 
     for t in range(settings_of(session).iterations):
@@ -48,7 +48,7 @@ def reinforce(session: Session) -> Phase:
         if not scored.facts["groups"]:
             break
         player = once(f"{t}/player", improve, player, scored, data, iteration=t)  # θ_{t+1}
-        scores = once(f"{t}/scores", judge_reward, data, player, start, first, label=f"θ_{t + 1}", scorer=scorer)
+        scores = once(f"{t}/scores", judge_valued, data, player, start, first, label=f"θ_{t + 1}", scorer=scorer)
         judged.append(scores)
         players[str(t)] = player
         tidy(session, judged, players, metric="reward")

@@ -20,16 +20,16 @@ from sparring.config_reward import RewardConfig
 from sparring.crew import muster
 from sparring.data.load import Loaded
 from sparring.data.messages import Renderer
-from sparring.data.pairs import Preference, Rows, write_rows
-from sparring.data.preferences import load_preferences, prepare_preferences
+from sparring.data.pairs import Preference, Rows
+from sparring.data.preferences import load_preferences
 from sparring.evaluation.rewarded import judge_reward
-from sparring.files import write_atomic
 from sparring.job import open_session, run_folder
 from sparring.learning import budget_of, write_start
-from sparring.models.base import context_of, dtype_warning, read_config
+from sparring.models.base import dtype_warning
 from sparring.models.flops import Flops
 from sparring.models.players import Player
 from sparring.models.reward_head import fresh, put_on, take_off
+from sparring.preparing import preferences, prepare_compared
 from sparring.report.reward_page import write_reward_report
 from sparring.reward_task import RewardTask, compared_rows
 from sparring.rewards.model import save_reward
@@ -38,14 +38,11 @@ from sparring.schedule import plan_steps
 from sparring.session import Session
 from sparring.trainer import fit
 
-BAD_ROWS = "bad_rows.txt"
-NAMED = 3  # bad rows that a warning names; the file holds all
-
 
 def train_reward(session: Session) -> Phase:
     """The whole of it; returns the phase that says how good the reward model is."""
     once = session.once
-    data = once("data", prepare_pairs)
+    data = once("data", prepare_compared)
     start = once("start", begin) if session.config.start is not None else None
     made = once("reward", learn_reward, data, start)
     return once("reward-scores", judge_reward, data, made)
@@ -69,25 +66,6 @@ def _pairs(config: Config, renderer: Renderer) -> Loaded:
     return load_preferences(config.data, config.seed, renderer)
 
 
-def prepare_pairs(session: Session, folder: Path) -> Event:
-    """Render the pairs, and write train_pairs.arrow and eval_pairs.arrow. One process does."""
-    if not session.crew.writes:
-        return {}
-    config, context = session.config, context_of(read_config(session.base_folder, session.config.model))
-    sides, counts = prepare_preferences(session.loaded, session.renderer, config.data, context, config.method.virtual)
-    for side, found in sides.items():
-        write_rows(folder / f"{side}_pairs.arrow", found.rows, Preference)
-        if dropped := counts.get(f"{side}_too_long"):
-            session.run.warn(f"{dropped} {side} pairs were dropped: longer than data.max_length or the model's context")
-    if bad := sides["train"].messages:
-        write_atomic(folder / BAD_ROWS, "".join(f"{line}\n" for line in bad))
-        more = f"; all are in data/{BAD_ROWS}" if len(bad) > NAMED else ""
-        session.run.warn(
-            f"{len(bad)} bad row{'s were' if len(bad) > 1 else ' was'} left out: {'; '.join(bad[:NAMED])}{more}"
-        )
-    return counts
-
-
 def begin(session: Session, folder: Path) -> Event:
     """The player in `start`, on which the reward model is trained on."""
     if session.crew.writes:
@@ -102,7 +80,7 @@ def learn_reward(session: Session, folder: Path, data: Phase, start: Phase | Non
         session.run.warn(f"the two answers cannot share their prompt's pass with this base: {base.layout.why}")
     if said := dtype_warning(session.config.model):
         session.run.warn(said)
-    rows = Rows([data.folder / "train_pairs.arrow"], Preference)
+    rows = preferences(data, "train")
     before = session.player(start) if start else Player.untrained(base, session.config.selfplay.hold)
     model = session.ring.challenge(before, session.seed("reward adapter"))
     sizes = _sizes(rows)

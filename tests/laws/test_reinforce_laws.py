@@ -13,7 +13,7 @@ import torch
 
 from sparring.data.pairs import Group, Played, Rewarded, Rows, write_rows
 from sparring.errors import ConfigError, LawBroken, RewardError
-from sparring.evaluation.valued import alarms, judge_reward
+from sparring.evaluation.valued import alarms, judge_valued
 from sparring.generation.play import played_rows
 from sparring.improving import improve
 from sparring.learning import fine_tune
@@ -286,7 +286,7 @@ def test_what_cannot_be_learnt_so_is_refused(tmp_path: Path) -> None:
 
 def test_held_out_reward_has_an_interval(game: Game) -> None:
     once, label = game.session.once, game.session.first
-    first = once("sft-scores", judge_reward, game.data, game.start, game.start, None, label=label, scorer=game.scorer)
+    first = once("sft-scores", judge_valued, game.data, game.start, game.start, None, label=label, scorer=game.scorer)
     assert 0 <= first.facts["reward"] <= 1
     lines = (first.folder / "rewards.jsonl").read_text().splitlines()
     assert len(lines) == len(game.session.prompts(game.data, "eval"))

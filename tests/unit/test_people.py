@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sparring.data.comparisons import majority
 from sparring.errors import DataError, InputError
 from sparring.evaluation.judges import Choice, Judge
-from sparring.evaluation.people import People, agreement, chance, interval, kappa, majority, tables
+from sparring.evaluation.people import People, agreement, chance, interval, kappa, tables
 from sparring.evaluation.trusted import Trust, trust
 
 SHARED = Path(os.environ.get("SPARRING_SHARED", Path(__file__).parents[3] / "shared")) / "data"

@@ -194,6 +194,21 @@ def test_bad_rows_are_left_out_and_named(tmp_path: Path) -> None:
     assert found.counts["bad: empty answer"] == found.counts["bad: wrong type"] == len(found.rows) == 1
 
 
+def test_votes_beside_chosen_and_rejected() -> None:
+    row = {"prompt": "Hi", "chosen": "Hello", "rejected": "Go away"}
+    for votes, tie in (([1, 0, 1], False), ([1, 0], True), ([0.5, 0.5, 1], True), ([], False)):
+        other = parsed({**row, "votes": votes}).other
+        assert other is not None
+        assert (other.votes, other.tie) == (tuple(map(float, votes)), tie)
+    number = parsed({**row, "votes": 12}).other  # something else by that name
+    assert number is not None
+    assert number.votes == ()
+    with pytest.raises(DataError, match="unknown vote: votes hold 2, and each must be"):
+        parsed({**row, "votes": [1, 2]})
+    with pytest.raises(DataError, match="votes against chosen: .*most people chose the rejected answer"):
+        parsed({**row, "votes": [0, 0, 1]})
+
+
 # ---------------------------------------------------------------- tokens
 
 

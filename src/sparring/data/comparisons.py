@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -19,6 +19,8 @@ from sparring.data.values import BadRow, Row, column_text, messages_of, needed, 
 from sparring.errors import DataError
 
 ANNOTATORS = ("annotator1", "annotator2", "annotator3")
+VOTES = "votes"  # of several people, beside chosen and rejected: 1, 0, or 1/2 for neither
+SAID = (1.0, 0.0, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,11 @@ class PreferenceFormat:
     @property
     def columns(self) -> set[str]:
         """Every column the format reads."""
-        return {*self.required, *self.optional}
+        return {*self.required, *self.optional, VOTES}
 
     def parse(self, row: Row, source: str, config: DataConfig) -> Conversation:
         """The conversation of one row, which ends in the chosen answer. Raises BadRow, naming source and fault."""
-        found = self.sides(row, source)
+        found = _voted(self.sides(row, source), row, source)
         for name, answer in zip(self.names, (found.chosen, found.rejected), strict=True):
             _not_empty(answer, name, source)
         if found.chosen.strip() == found.rejected.strip():
@@ -58,6 +60,27 @@ class PreferenceFormat:
         turns = [*found.prompt, Message("assistant", found.chosen)]
         whole = Format(self.name, self.required, lambda *_: (turns, found.chat), self.optional)
         return replace(whole.parse(row, source, config), other=Other(found.rejected, found.votes, found.tie))
+
+
+def majority(votes: Sequence[float]) -> float | None:
+    """What more than half of the people said; else 1/2 where nobody is ahead, None with no vote."""
+    if not votes:
+        return None
+    return next((said for said in SAID if 2 * sum(vote == said for vote in votes) > len(votes)), 0.5)
+
+
+def _voted(sides: Sides, row: Row, source: str) -> Sides:
+    """The sides with what people said in the column `votes`; no list there is something else's name."""
+    votes = row.get(VOTES)
+    if not isinstance(votes, list) or sides.votes:
+        return sides
+    for vote in votes:
+        if isinstance(vote, bool) or vote not in SAID:
+            raise BadRow(source, "unknown vote", f"votes hold {shown(vote)}, and each must be 1, 0, or 0.5 for neither")
+    most = majority(votes)
+    if most == 0:
+        raise BadRow(source, "votes against chosen", f"votes are {shown(votes)}: most people chose the rejected answer")
+    return replace(sides, votes=tuple(map(float, votes)), tie=most == 0.5)
 
 
 def _not_empty(answer: str, name: str, source: str) -> None:

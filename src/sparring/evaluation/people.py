@@ -16,22 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparring.data.comparisons import SAID
 from sparring.evaluation.statistics import FEWEST, Interval
 
 Votes = Sequence[float]
 Table = NDArray[np.float64]
-SAID = (1.0, 0.0, 0.5)
 RESAMPLES = 2000
-
-
-def majority(votes: Votes) -> float | None:
-    """What more than half of the people said; else ½ where nobody is ahead with the answers, None with no vote."""
-    if not votes:
-        return None
-    for said in SAID:
-        if 2 * sum(vote == said for vote in votes) > len(votes):
-            return said
-    return 0.5
 
 
 def tables(rows: Sequence[tuple[Hashable, float, float]]) -> Table:
@@ -91,6 +81,7 @@ class People:
     kappa       the same, beyond chance
     decided     of those who both chose an answer, how many chose the same
     one         one person says what all others, who agree among themselves, say
+    label       one person says what the label says, in which that vote counted; a tie is half of it
     """
 
     pairs: int
@@ -98,6 +89,7 @@ class People:
     kappa: float
     decided: float | None
     one: float | None
+    label: float
 
     @staticmethod
     def of(votes: Sequence[Votes]) -> People | None:
@@ -111,12 +103,14 @@ class People:
         firm = [a == b for a, b in twos if 0.5 not in (a, b)]
         rest = [(row[i], {*row[:i], *row[i + 1 :]}) for row in map(tuple, several) for i in range(len(row))]
         alone = [others == {mine} for mine, others in rest if len(others) == 1 and len(several[0]) > 2]
-        return People(len(several), float(agreement(table)), float(kappa(table)), _share(firm), _share(alone))
+        label = sum(vote for row in several for vote in row) / sum(map(len, several))
+        return People(len(several), float(agreement(table)), float(kappa(table)), _share(firm), _share(alone), label)
 
     def facts(self) -> dict[str, Any]:
         """For machines."""
         return {
             "pairs": self.pairs, "agree": self.agree, "kappa": self.kappa, "decided": self.decided, "one": self.one,
+            "label": self.label,
         }  # fmt: skip
 
     def text(self) -> str:

@@ -18,11 +18,12 @@ from sparring.config import at
 from sparring.data.pairs import Pair, Preference, Rows
 from sparring.evaluation.judge import name_of
 from sparring.evaluation.people import People
-from sparring.evaluation.statistics import Interval, per_token
+from sparring.evaluation.statistics import share
 from sparring.files import write_atomic
 from sparring.models.scoring import computed_tokens, score
 from sparring.objectives.pairwise import accuracy, margin, pairwise
-from sparring.reference import answers_of, preferences
+from sparring.preparing import preferences
+from sparring.reference import answers_of
 from sparring.run import Event, Phase
 from sparring.session import Session
 
@@ -79,18 +80,9 @@ def _accuracies(rows: Sequence[Preference], m_P: Tensor, reference_PR: Tensor, t
     facts: Event = {}
     for name, gap_P in wins.items():
         won = accuracy(gap_P.unsqueeze(-1)).tolist()
-        between = by_prompt(rows, won)
-        facts |= {name: sum(won) / len(won), f"{name}_low": between and between[0]}
-        facts[f"{name}_high"] = between and between[1]
+        found = share(won, [1.0] * len(won), [tuple(row.prompt_ids) for row in rows])
+        facts |= {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
     return facts
-
-
-def by_prompt(rows: Sequence[Preference], numbers: Sequence[float]) -> Interval | None:
-    """95 % interval of a mean over pairs, by resampling prompts; None with few."""
-    sums: dict[tuple[int, ...], list[float]] = {}
-    for row, value in zip(rows, numbers, strict=True):
-        sums.setdefault(tuple(row.prompt_ids), []).append(value)
-    return per_token([-sum(values) for values in sums.values()], [len(values) for values in sums.values()])
 
 
 def _moved(session: Session, m_P: Tensor, player_PR: Tensor, reference_PR: Tensor, tokens_PR: Tensor) -> Event:

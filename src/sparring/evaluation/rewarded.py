@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sparring.data.pairs import Preference, Rows
-from sparring.evaluation.trust import trust
+from sparring.data.pairs import Preference
+from sparring.evaluation.rewarded_pairs import measure_pairs
 from sparring.files import write_atomic
 from sparring.models.flops import Flops
+from sparring.preparing import preferences
 from sparring.rewards.model import ModelScorer, find_reward
 from sparring.rewards.scorer import Answered
 from sparring.run import Event, Phase
@@ -19,12 +20,12 @@ def judge_reward(session: Session, folder: Path, data: Phase, made: Phase) -> Ev
     """Score the held-out pairs; writes scores.json and pairs.jsonl. Several processes: one does."""
     if not session.crew.writes:
         return {}
-    pairs: list[Preference] = Rows([data.folder / "eval_pairs.arrow"], Preference)[:]
+    pairs: list[Preference] = preferences(data, "eval")[:]
     scorer = ModelScorer(session.ring, find_reward(made.folder), session.config.optimiser.micro_batch_tokens)
     answers = [Answered(p.prompt_ids, ids, []) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
     found = scorer(answers)
     chosen, rejected = found[::2], found[1::2]
-    facts = trust(
+    facts = measure_pairs(
         chosen,
         rejected,
         [(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,22 @@ def per_token(logprobs: Sequence[float], tokens: Sequence[float], seed: int = 0)
         rng=np.random.default_rng(seed),
     )  # fmt: skip
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def share(values: Sequence[float], weights: Sequence[float], prompts: Sequence[Hashable]) -> dict[str, Any]:
+    """The weighted mean of a number per row, with its 95 % interval over prompts (None with fewer than FEWEST).
+
+    Rows to one prompt are not independent: they are drawn together.
+    """
+    sums: dict[Hashable, list[float]] = {}
+    for value, weight, prompt in zip(values, weights, prompts, strict=True):
+        one = sums.setdefault(prompt, [0.0, 0.0])
+        one[0] += value * weight
+        one[1] += weight
+    parts = list(sums.values())
+    mean = sum(part[0] for part in parts) / sum(part[1] for part in parts)
+    found = per_token([-part[0] for part in parts], [part[1] for part in parts])
+    return {"mean": mean, "low": found and found[0], "high": found and found[1]}
 
 
 def difference(mine: Sequence[float], theirs: Sequence[float], tokens: Sequence[int]) -> dict[str, float] | None:

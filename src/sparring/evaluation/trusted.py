@@ -16,7 +16,7 @@ from sparring.data.load import load_all
 from sparring.data.messages import Conversation, Other
 from sparring.errors import InputError
 from sparring.evaluation.judges import Judge, compare
-from sparring.evaluation.people import People, agreement, chance, interval, kappa, majority, tables
+from sparring.evaluation.people import People, agreement, chance, interval, kappa, tables
 from sparring.evaluation.statistics import Interval
 
 REAL = ("rule:closer", "rule:match")  # which compare with a real answer
@@ -136,9 +136,7 @@ def _answers(row: Conversation) -> tuple[str, str]:
 
 def _people(row: Conversation) -> float:
     """What most people said of (chosen, rejected)."""
-    other = _other(row)
-    found = majority(other.votes)
-    return 0.5 if other.tie else 1.0 if found is None else found
+    return 0.5 if _other(row).tie else 1.0
 
 
 def _other(row: Conversation) -> Other:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sparring.config_reinforce import ReinforceConfig
 from sparring.evaluation.judge import judge, read_judged
-from sparring.evaluation.statistics import per_token
+from sparring.evaluation.statistics import share
 from sparring.files import write_atomic
 from sparring.rewarding import scorer_of, settings_of, worth
 from sparring.rewards.scorer import Answered
@@ -19,7 +19,7 @@ from sparring.run import Event, Phase
 from sparring.session import Session
 
 
-def judge_reward(
+def judge_valued(
     session: Session, folder: Path, data: Phase, player: Phase | None, start: Phase, first: Phase | None,
     *, label: str, scorer: str,
 ) -> Event:  # fmt: skip
@@ -81,17 +81,18 @@ def alarms(config: ReinforceConfig, label: str, mine: Event, first: Event) -> li
 
 
 def _interval(means: Sequence[float], name: str) -> Event:
-    found = per_token([-value for value in means], [1] * len(means)) or (None, None)
-    return {name: sum(means) / len(means), f"{name}_low": found[0], f"{name}_high": found[1]}
+    found = _share(means)
+    return {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 
 def _difference(mine: Sequence[float], theirs: Sequence[float]) -> Event | None:
-    found = _interval([a - b for a, b in zip(mine, theirs, strict=True)], "mean")
-    return (
-        None
-        if found["mean_low"] is None
-        else {"mean": found["mean"], "low": found["mean_low"], "high": found["mean_high"]}
-    )
+    found = _share([a - b for a, b in zip(mine, theirs, strict=True)])
+    return None if found["low"] is None else found
+
+
+def _share(means: Sequence[float]) -> Event:
+    """Of a number per prompt."""
+    return share(means, [1.0] * len(means), range(len(means)))
 
 
 def _means(judged: Phase) -> list[float]:

@@ -53,7 +53,7 @@ def reward_rows(scores: Row) -> tuple[list[str], list[list[str]]]:
     header = ["measure", "held out [95 %]", "meaning"]
     if not scores:
         return header, []
-    calibration, agreed = scores["calibration"], scores["agreement"]
+    calibration, agreed = scores["calibration"], scores["people"]
     rows = [
         ["accuracy", _share(scores["accuracy"]), "the chosen answer has the higher reward; a tie counts ½"],
         ["chance", percent(0.5), "no idea"],
@@ -62,7 +62,7 @@ def reward_rows(scores: Row) -> tuple[list[str], list[list[str]]]:
     ]
     if agreed:
         several = f"{agreed['pairs']} pairs with several annotators"
-        rows.append(["two annotators", percent(agreed["two"]), f"agree with each other; {several}"])
+        rows.append(["two annotators", percent(agreed["agree"]), f"agree with each other; {several}"])
         rows.append(["one annotator", percent(agreed["label"]), "agrees with the label, in which the vote counted"])
     rows += [
         ["calibration error", fixed(calibration["ece"], 3), "how far σ(difference) is from the share that is right"],
@@ -110,7 +110,7 @@ def _warned(scores: Row, run: Run) -> list[str]:
             "The reward model is surer than it may be: its log loss is above that of no idea; train for fewer epochs, "
             "or set reward.label_smoothing"
         )
-    agreed = scores["agreement"]
+    agreed = scores["people"]
     if agreed and accuracy["low"] is not None and accuracy["low"] > agreed["label"]:
         found.append("The reward model agrees with the labels more than the annotators do: is a pair on both sides?")
     if learnt := _learnt(run):

@@ -12,23 +12,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from sparring.evaluation.statistics import Interval, per_token
+from sparring.evaluation.people import People
+from sparring.evaluation.statistics import share
 
 BINS = 8
 Row = dict[str, Any]
-
-
-def share(values: Sequence[float], weights: Sequence[float], prompts: Sequence[Hashable]) -> Row:
-    """The weighted mean of a number per pair, with its 95 % interval over prompts (None with fewer than ten)."""
-    sums: dict[Hashable, list[float]] = {}
-    for value, weight, prompt in zip(values, weights, prompts, strict=True):
-        one = sums.setdefault(prompt, [0.0, 0.0])
-        one[0] += value * weight
-        one[1] += weight
-    parts = list(sums.values())
-    mean = sum(part[0] for part in parts) / sum(part[1] for part in parts)
-    found: Interval | None = per_token([-part[0] for part in parts], [part[1] for part in parts])
-    return {"mean": mean, "low": found and found[0], "high": found and found[1]}
 
 
 def wins(first: Sequence[float], second: Sequence[float]) -> list[float]:
@@ -66,24 +54,11 @@ def correlation(rewards: Sequence[float], lengths: Sequence[int]) -> Row:
     return {"pearson": float(linear.statistic), "spearman": float(ranks.statistic)}
 
 
-def agreement(votes: Sequence[Sequence[float]]) -> Row | None:
-    """How often two annotators agree on a pair, and how often one agrees with the label: what a model can reach.
-
-    votes  per pair, of each annotator: 1 for the chosen answer, 0 for the other, ½ for a tie; None where no pair has
-           two. Of two annotators who both call a tie, they agree; of whom one does, by half.
-    """
-    several = [row for row in votes if len(row) > 1]
-    if not several:
-        return None
-    pairs = [1 - abs(a - b) for row in several for at, a in enumerate(row) for b in row[at + 1 :]]
-    return {"pairs": len(several), "two": sum(pairs) / len(pairs), "label": _mean([v for row in several for v in row])}
-
-
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def trust(
+def measure_pairs(
     chosen: Sequence[float],
     rejected: Sequence[float],
     lengths: Sequence[tuple[int, int]],
@@ -95,7 +70,7 @@ def trust(
 
     chosen, rejected  rewards of the two answers; lengths: their tokens
     """
-    mine = wins(chosen, rejected)
+    mine, people = wins(chosen, rejected), People.of(votes)
     longer = wins([a for a, _ in lengths], [b for _, b in lengths])
     by_length = share(longer, weights, prompts)
     rule = "longer" if by_length["mean"] >= 0.5 else "shorter"
@@ -113,7 +88,7 @@ def trust(
         "length_correlation": correlation(every, sizes),
         "gap_correlation": correlation(gaps, [a - b for a, b in lengths]),
         "calibration": reliability(gaps, weights),
-        "agreement": agreement(votes),
+        "people": people and people.facts(),
         "chosen_reward": _mean(chosen),
         "rejected_reward": _mean(rejected),
         "margin": _mean(gaps),

@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from sparring.evaluation.trust import agreement, correlation, reliability, share, trust, wins
+from sparring.evaluation.rewarded_pairs import correlation, measure_pairs, reliability, wins
+from sparring.evaluation.statistics import share
 
 
 def test_wins_and_ties():
@@ -57,30 +58,22 @@ def test_correlation_with_length():
     assert correlation([1.0, 1.0], [1, 2]) == {"pearson": None, "spearman": None}
 
 
-def test_annotators():
-    assert agreement([[], [1.0]]) is None
-    found = agreement([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [1.0, 0.5, 1.0]])
-    assert found["pairs"] == 3
-    assert found["two"] == pytest.approx((1 / 3 + 1 + 2 / 3) / 3)
-    assert found["label"] == pytest.approx(7.5 / 9)
-
-
 def test_a_model_of_length_is_no_better_than_length():
     draw = random.Random(2)
     lengths = [(draw.randint(1, 50), draw.randint(1, 50)) for _ in range(200)]
-    found = trust(
+    found = measure_pairs(
         [float(a) for a, _ in lengths], [float(b) for _, b in lengths], lengths, [1.0] * 200, range(200), [[]] * 200
     )
     assert found["accuracy"]["mean"] == found["longer"]["mean"]
     if found["length_rule"] == "longer":
         assert found["over_length"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert found["length_correlation"]["spearman"] == pytest.approx(1)
-    assert found["agreement"] is None
+    assert found["people"] is None
 
 
 def test_the_shorter_answer_may_be_the_baseline():
     lengths = [(1, 2)] * 15 + [(2, 1)] * 5
-    found = trust([0.0] * 20, [0.0] * 20, lengths, [1.0] * 20, range(20), [[]] * 20)
+    found = measure_pairs([0.0] * 20, [0.0] * 20, lengths, [1.0] * 20, range(20), [[]] * 20)
     assert found["accuracy"]["mean"] == 0.5
     assert found["ties"] == 20
     assert (found["length_rule"], found["longer"]["mean"]) == ("shorter", 0.25)
