@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from sparring.cli_runs import JsonOption, Overrides, carry_out
+from sparring.cli_runs import ConfigArgument, JsonOption, Overrides, carry_out, given_config
 
 app = typer.Typer()
 
 
 @app.command()
-def dpo(
-    config: str = typer.Argument(metavar="CONFIG.yaml", help="the config; data.train names preference pairs"),
-    overrides: Overrides = None,
-    as_json: JsonOption = False,
-) -> None:
+def dpo(config: ConfigArgument = None, overrides: Overrides = None, as_json: JsonOption = False) -> None:
     """Learn from pairs of a chosen and a rejected answer: DPO or IPO. Goes on after a kill."""
-    from sparring.configfile import read_config
     from sparring.dpo import prefer, settled_dpo
+    from sparring.laboratory import dpo_config
 
-    carry_out(settled_dpo(read_config(config, list(overrides or []))), prefer, as_json)
+    carry_out(settled_dpo(given_config(config, overrides, default=dpo_config())), prefer, as_json)

@@ -205,7 +205,7 @@ def test_votes_beside_chosen_and_rejected() -> None:
     assert number.votes == ()
     with pytest.raises(DataError, match="unknown vote: votes hold 2, and each must be"):
         parsed({**row, "votes": [1, 2]})
-    with pytest.raises(DataError, match="votes against chosen: .*most people chose the rejected answer"):
+    with pytest.raises(DataError, match=r"votes against chosen: .*most people chose the rejected answer"):
         parsed({**row, "votes": [0, 0, 1]})
 
 

@@ -18,3 +18,8 @@ def default_config() -> Path:
 def reward_config() -> Path:
     """The config that `sparring reward` uses when it is given none."""
     return Path(__file__).parent / "reward.yaml"
+
+
+def dpo_config() -> Path:
+    """The config that `sparring dpo` uses when it is given none."""
+    return Path(__file__).parent / "dpo.yaml"
