@@ -84,6 +84,7 @@ ROWS = {
     "evaluation.prompting.styles": 2,
     "evaluation.verdicts": 2,
     "export.card_facts": 2,
+    "export.card_origin": 2,
     "export.gguf_tokenizer": 2,
     "folder": 2,
     "laboratory.bandit_laws": 2,

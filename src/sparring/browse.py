@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def list_runs(folder: Path) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of the runs in a folder, oldest first."""
-    header = ["run", "state", "base", "data", "best", "held-out NLL"]
+    header = ["run", "state", "base", "data", "best", "chosen by", "held out"]
     return header, [_row(lock.parent) for lock in _locks(folder)]
 
 
@@ -30,7 +30,7 @@ def _locks(folder: Path) -> list[Path]:
 def _row(run: Path) -> list[str]:
     lock = _lock(run)
     if lock is None:
-        return [run.name, "damaged: run.lock.yaml", "", "", "", ""]
+        return [run.name, "damaged: run.lock.yaml", "", "", "", "", ""]
     best = run / "best" / "best.json"
     name = [
         run.name,
@@ -38,13 +38,16 @@ def _row(run: Path) -> list[str]:
         str(lock["base"]["name"]),
         str(lock["data"]["train"]),
     ]
-    if (run / "reward-scores" / "scores.json").exists():
-        return [name[0], "finished", *name[2:], "reward model", "–"]
+    scores = run / "reward-scores" / "scores.json"
+    if scores.exists():
+        right = json.loads(scores.read_text(encoding="utf-8"))["accuracy"]["mean"]
+        return [name[0], "finished", *name[2:], "reward model", "–", f"{right:.4f} right"]
     if not best.exists():
-        return [*name, "", ""]
+        return [*name, "", "", ""]
     chosen = json.loads(best.read_text(encoding="utf-8"))
     value = chosen["values"][chosen["player"]]
-    return [*name, chosen["label"], "–" if value is None else f"{value:.4f}"]
+    by = {"nll": "NLL", "exact_kl": "exact KL"}.get(chosen.get("metric", "nll"), chosen.get("metric"))
+    return [*name, chosen["label"], by, "–" if value is None else f"{value:.4f}"]
 
 
 def _lock(run: Path) -> dict[str, Any] | None:

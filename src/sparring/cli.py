@@ -126,8 +126,8 @@ def report(which: RunArgument = "last", folder: RunsOption = "runs") -> None:
     """Write the report of a run or a study again, and print its table."""
     from sparring.browse import find_run
     from sparring.cli_reward import told as told_reward
+    from sparring.names import reward_model
     from sparring.report.page import write_report
-    from sparring.report.reward import is_reward_run
     from sparring.report.reward_page import write_reward_report
     from sparring.report.study_page import write_study
 
@@ -136,7 +136,7 @@ def report(which: RunArgument = "last", folder: RunsOption = "runs") -> None:
             _told(write_study(place).parent)
             return
     found = find_run(which, Path(folder))
-    if is_reward_run(found):
+    if reward_model(found):
         write_reward_report(found)
         told_reward(found)
         return

@@ -8,8 +8,15 @@ from pathlib import Path
 from sparring.errors import RunError, nearest
 
 
+def reward_model(run: Path) -> bool:
+    """Whether a run's folder is of `sparring reward`, finished or not."""
+    return any((run / name).exists() for name in ("reward", "reward.partial", "reward-scores"))
+
+
 def player_name(run: Path, player: str) -> str:
     """The player's own name: of `best`, that of the player which was chosen. Raises RunError if there is none."""
+    if reward_model(run):
+        raise RunError(f"{run} is of a reward model, which gives scores and no answers; see `sparring reward score`")
     if player == "best":
         best = run / "best" / "best.json"
         if not best.exists():

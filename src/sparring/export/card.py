@@ -28,6 +28,7 @@ from sparring.export.card_facts import (
     template_of,
     tidy,
 )
+from sparring.export.card_origin import origin_of
 from sparring.export.card_use import Exported, uses
 from sparring.files import write_atomic
 from sparring.methods import METHODS
@@ -46,14 +47,6 @@ WHAT = {
     "gguf": "a whole model as GGUF: the player merged into its base",
     "gguf-lora": "an adapter as GGUF, for the base as GGUF, which is needed beside it",
 }
-SPIN = """@inproceedings{chen2024selfplay,
-  title     = {Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models},
-  author    = {Chen, Zixiang and Deng, Yihe and Yuan, Huizhuo and Ji, Kaixuan and Gu, Quanquan},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2024},
-  eprint    = {2401.01335},
-  archivePrefix = {arXiv}
-}"""
 
 
 def write_card(run: Path, player: str, out: Path, kind: str, verified: Sequence[str] = ()) -> Path:
@@ -143,7 +136,7 @@ def _front(run: Run, exported: Exported) -> Row:
     head |= {"datasets": list(dict.fromkeys(data))} if data else {}
     language = front_matter(base.folder / "README.md").get("language") if base.folder else None
     head |= {"language": language} if language else {}
-    tags = ["sparring", "spin", "self-play", exported.row.name]
+    tags = ["sparring", *origin_of(run).tags, exported.row.name]
     tags += [exported.held] if exported.held else []
     tags += ["conversational"] if exported.chat else []
     tags += ["gguf"] if exported.kind.startswith("gguf") else []
@@ -170,14 +163,14 @@ def _parts(run: Run, player: str, exported: Exported) -> list[str]:
         parts += [f"### {engine}", *([code] if code else []), *([told] if told else [])]
     parts += ["## Data", *_data(run), "## Method and settings", *_method(run, exported)]
     parts += ["## How it was made", *_made(run), "## Licence", _licence(run, exported)]
-    return [*parts, "## Citation", *_citations(exported)]
+    return [*parts, "## Citation", *_citations(run, exported)]
 
 
 def _opening(run: Run, player: str, exported: Exported) -> str:
     base, row = exported.base, exported.row
     where = {True: f"[{base.name}](https://huggingface.co/{base.hub})", False: f"`{base.name}`"}[bool(base.hub)]
     held = f", held in {exported.held} while it was trained" if exported.held else ""
-    made = "fine-tuned" if player == "sft" else "fine-tuned, then trained by self-play (SPIN)"
+    made = "fine-tuned" if player == "sft" else f"fine-tuned, then trained {origin_of(run).words}"
     said = f"{where}{held}, {made} with {inline(exported.settings.summary)}. This is {WHAT[exported.kind]}."
     if row.whole:
         said = said.replace("the player merged into its base", "all its weights were trained")
@@ -254,7 +247,7 @@ def _about(source: Source) -> list[str]:
 
 def _method(run: Run, exported: Exported) -> list[str]:
     rows = [["method", key, _value(value)] for key, value in exported.settings.model_dump(mode="json").items()]
-    for part in ("sft", "selfplay", "generation", "optimiser"):
+    for part in ("sft", *origin_of(run).sections, "optimiser"):
         section = run.config.get(part)
         rows += [[part, key, _value(value)] for key, value in section.items()] if isinstance(section, dict) else []
     rows = [row for row in rows if row[2]]
@@ -267,7 +260,7 @@ def _value(value: Any) -> str:
 
 def _made(run: Run) -> list[str]:
     lock = tidy(run)
-    command = command_of(run) or "sparring run CONFIG.yaml"
+    command = command_of(run) or f"sparring {origin_of(run).verb} CONFIG.yaml"
     told = "With the command"
     if not command_of(run):
         told = "By Sparring, from Python or by a study; with the `config` below saved as CONFIG.yaml"
@@ -295,8 +288,9 @@ def _licence(run: Run, exported: Exported) -> str:
     return f"{said} The data may ask for more; what is known of that is under Data."
 
 
-def _citations(exported: Exported) -> list[str]:
-    parts = ["Self-play fine-tuning:", fenced(SPIN, "bibtex")]
+def _citations(run: Run, exported: Exported) -> list[str]:
+    origin = origin_of(run)
+    parts = [f"{origin.idea}:", fenced(origin.entry, "bibtex")]
     if not exported.row.whole:
         source = inline(exported.row.source)
         link = re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", source)

@@ -15,11 +15,6 @@ LENGTHY = 0.5  # a correlation with length that is worth a warning
 FEW = 100  # held-out pairs below which an interval is wide
 
 
-def is_reward_run(folder: Path) -> bool:
-    """Whether a run folder is of `sparring reward`, finished or not."""
-    return any((folder / name).exists() for name in ("reward", "reward.partial", "reward-scores"))
-
-
 def read_scores(folder: Path) -> Row:
     """What the held-out pairs said; empty before they were scored. RunError for a damaged file."""
     path = folder / SCORES
