@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from sparring.browse import list_runs
 from sparring.cli import main
 from sparring.configfile import build_config
-from sparring.errors import DataError, RewardError
+from sparring.errors import DataError, RewardError, RunError
 from sparring.laboratory import planted, world
+from sparring.names import player_name
 from sparring.report.records import read_run
 from sparring.report.reward import headline, read_scores, warnings_of_reward
 from sparring.reward import run_reward
@@ -160,6 +162,15 @@ def test_a_run_that_is_no_reward_model(tmp_path):
     (tmp_path / "run.lock.yaml").write_text("")
     with pytest.raises(RewardError, match="is no reward model"):
         list(score_file(tmp_path, tmp_path / "a.jsonl"))
+
+
+def test_a_reward_model_is_no_player(trained):
+    with pytest.raises(RunError, match="gives scores and no answers"):
+        player_name(trained, "best")
+    header, rows = list_runs(trained.parent)
+    found = dict(zip(header, rows[0], strict=True))
+    assert (found["state"], found["best"]) == ("finished", "reward model")
+    assert found["held out"] == f"{read_scores(trained)['accuracy']['mean']:.4f} right"
 
 
 # ---------------------------------------------------------------- data and settings

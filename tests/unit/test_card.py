@@ -94,6 +94,34 @@ def test_every_method_has_a_valid_card(tmp_path: Path, name: str, kind: str) -> 
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("section", "tags", "said", "cited"),
+    [
+        ({"dpo": {"loss": "sigmoid"}}, {"preference", "dpo"}, "chosen and a rejected answer (DPO)", "2305.18290"),
+        ({"dpo": {"loss": "ipo"}}, {"preference", "ipo"}, "chosen and a rejected answer (IPO)", "2310.12036"),
+        ({"reinforce": {"algorithm": "rloo"}, "scorer": {"name": "regex"}}, {"reinforcement-learning", "rloo"},
+         "by reinforcement learning (RLOO) on the rewards of scorer regex", "2402.14740"),
+    ],
+    ids=["dpo", "ipo", "rloo"],
+)  # fmt: skip
+def test_a_card_of_another_verb_does_not_speak_of_self_play(
+    tmp_path: Path, section: dict[str, Any], tags: set[str], said: str, cited: str
+) -> None:
+    run = fake(tmp_path / "run", {"name": "lora"})
+    path = run / "run.lock.yaml"
+    lock = yaml.safe_load(path.read_text(encoding="utf-8"))
+    lock["config"] |= section
+    path.write_text(yaml.safe_dump(lock), encoding="utf-8")
+    found = card(run, player="0")
+    assert tags <= set(found.data.tags)
+    assert {"spin", "self-play"}.isdisjoint(found.data.tags)
+    assert said in found.text
+    assert cited in found.text
+    assert "chen2024selfplay" not in found.text
+    assert "(SPIN)" not in found.text
+    assert "| selfplay |" not in found.text
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_only_engines_that_fit_are_told(tmp_path: Path, name: str) -> None:
     row, kind = METHODS[name], kinds(name)[0]

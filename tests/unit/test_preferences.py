@@ -12,7 +12,7 @@ from tests.helpers import CHATML, byte_tokenizer, renderer_of
 
 from sparring.config import NEUTRAL, DataConfig, SelfPlayConfig, decisive
 from sparring.config_dpo import DPOConfig, reference_of
-from sparring.configfile import build_config
+from sparring.configfile import build_config, read_config
 from sparring.data.comparisons import PREFERENCES
 from sparring.data.formats import BadRow, choose_format
 from sparring.data.load import load
@@ -20,6 +20,7 @@ from sparring.data.messages import Conversation
 from sparring.data.preferences import Preferences, prepare_preferences, read_preferences
 from sparring.dpo import settled_dpo
 from sparring.errors import ConfigError, DataError
+from sparring.laboratory import dpo_config, reward_config
 
 SHARED = Path(os.environ.get("SPARRING_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -192,6 +193,16 @@ def test_bad_rows_are_left_out_and_named(tmp_path: Path) -> None:
         "a.jsonl:3: wrong type: response1 is true, and must be text",
     ]
     assert found.counts["bad: empty answer"] == found.counts["bad: wrong type"] == len(found.rows) == 1
+
+
+def test_the_laboratorys_plant_is_read_as_pairs() -> None:
+    """Of the embedded configs of both verbs that learn from pairs."""
+    for path in (reward_config(), dpo_config()):
+        config = read_config(path, [])
+        found = load(config.data, config.seed, preferences=True)
+        assert len(found.train) == 2400
+        assert len(found.eval) == config.data.eval_limit
+        assert all(row.other is not None for row in found.train)
 
 
 def test_votes_beside_chosen_and_rejected() -> None:

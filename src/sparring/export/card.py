@@ -170,7 +170,8 @@ def _opening(run: Run, player: str, exported: Exported) -> str:
     base, row = exported.base, exported.row
     where = {True: f"[{base.name}](https://huggingface.co/{base.hub})", False: f"`{base.name}`"}[bool(base.hub)]
     held = f", held in {exported.held} while it was trained" if exported.held else ""
-    made = "fine-tuned" if player == "sft" else f"fine-tuned, then trained {origin_of(run).words}"
+    before = "" if run.setting("sft", "epochs") == 0 and not run.config.get("start") else "fine-tuned, then "
+    made = "fine-tuned" if player == "sft" else f"{before}trained {origin_of(run).words}"
     said = f"{where}{held}, {made} with {inline(exported.settings.summary)}. This is {WHAT[exported.kind]}."
     if row.whole:
         said = said.replace("the player merged into its base", "all its weights were trained")

@@ -68,6 +68,7 @@ class Origin:
     tags      for the hub
     sections  of the config, which hold its settings
     idea      what is cited, and its entry
+    verb      that makes such a run
     """
 
     words: str
@@ -82,17 +83,32 @@ def origin_of(run: Run) -> Origin:
     """By what the run's players were trained."""
     if run.rewarded:
         name, entry = ALGORITHMS[str(run.setting("reinforce", "algorithm"))]
-        tags = ("reinforcement-learning", name.lower())
-        said = f"by reinforcement learning ({name}){_scorer(run.config.get('scorer'))}"
-        sections = ("reinforce", "scorer", "generation")
-        return Origin(said, tags, sections, "Reinforcement learning", entry, "reinforce")
+        return Origin(
+            words=f"by reinforcement learning ({name}){_scorer(run.config.get('scorer'))}",
+            tags=("reinforcement-learning", name.lower()),
+            sections=("reinforce", "scorer", "generation"),
+            idea="Reinforcement learning",
+            entry=entry,
+            verb="reinforce",
+        )
     if run.prefers:
-        ipo = run.setting("dpo", "loss") == "ipo"
-        name, entry = ("IPO", IPO) if ipo else ("DPO", DPO)
-        said = f"on pairs of a chosen and a rejected answer ({name})"
-        return Origin(said, ("preference", name.lower()), ("dpo",), "Preference optimisation", entry, "dpo")
-    tags, sections = ("spin", "self-play"), ("selfplay", "generation")
-    return Origin("by self-play (SPIN)", tags, sections, "Self-play fine-tuning", SPIN, "run")
+        name, entry = ("IPO", IPO) if run.setting("dpo", "loss") == "ipo" else ("DPO", DPO)
+        return Origin(
+            words=f"on pairs of a chosen and a rejected answer ({name})",
+            tags=("preference", name.lower()),
+            sections=("dpo",),
+            idea="Preference optimisation",
+            entry=entry,
+            verb="dpo",
+        )
+    return Origin(
+        words="by self-play (SPIN)",
+        tags=("spin", "self-play"),
+        sections=("selfplay", "generation"),
+        idea="Self-play fine-tuning",
+        entry=SPIN,
+        verb="run",
+    )
 
 
 def _scorer(section: object) -> str:
