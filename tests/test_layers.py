@@ -76,6 +76,7 @@ ROWS = {
     "evaluation.verdicts": 2,
     "export.card_facts": 2,
     "export.gguf_tokenizer": 2,
+    "export.places": 2,
     "folder": 2,
     "laboratory.bandit_laws": 2,
     "laboratory.exact": 2,

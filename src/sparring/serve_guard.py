@@ -113,6 +113,8 @@ class Guard:
         name = asked.get("model")
         if not isinstance(name, str) or name not in self.models:
             raise Wrong(404, f"there is no model {json.dumps(name)}; {nearest(str(name), self.models)}", "no_model")
+        if asked.get("n") not in (None, 1):
+            raise Wrong(400, f"n is {json.dumps(asked['n'])}, but a question gets one answer; ask again", "bad_request")
         return json.dumps({**self.defaults, **asked}).encode()
 
     async def _hand_on(self, scope: Event, receive: Receive, send: Send) -> None:

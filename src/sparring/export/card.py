@@ -56,18 +56,22 @@ SPIN = """@inproceedings{chen2024selfplay,
 }"""
 
 
-def write_card(run: Path, player: str, out: Path, kind: str, verified: Sequence[str] = ()) -> Path:
+def write_card(
+    run: Path, player: str, out: Path, kind: str, verified: Sequence[str] = (), name: str = "", ends: Sequence[int] = ()
+) -> Path:
     """Write out/README.md for a player (best, sft, or an iteration's number); returns its path.
 
     kind      what `out` holds: adapter, merged, gguf or gguf-lora
     verified  what was measured when it was written, in sentences
+    name      what the folder will be called; default: what it is called
+    ends      the tokens that end an answer
     Raises InputError for a player or a kind that there is not, RunError for a damaged run.
     """
     if not out.is_dir():
         raise InputError(f"the folder {out} does not exist; write the player there first")
-    found, name = read_run(run), player_name(run, player)
-    exported = _exported(found, name, out, kind)
-    parts = _parts(found, name, exported)
+    found, which = read_run(run), player_name(run, player)
+    exported = replace(_exported(found, which, out, kind), name=name or out.name, ends=tuple(ends))
+    parts = _parts(found, which, exported)
     if verified:
         said = "\n".join(f"- {inline(line)}" for line in verified)
         place = parts.index("## Data")
@@ -113,6 +117,7 @@ def _exported(run: Run, player: str, out: Path, kind: str) -> Exported:
         template=template_of(run, base),
         model=model,
         computed=str(hardware.get("dtype") or "float32"),
+        name=out.name,
     )
 
 

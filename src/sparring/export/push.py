@@ -57,7 +57,7 @@ def _finished(folder: Path) -> None:
         raise InputError(f"{folder} is not a folder; give one that `sparring export` wrote")
     if (folder / "run.lock.yaml").exists() or (folder / "study.lock.yaml").exists():
         raise InputError(f"{folder} is a run, with its data in it; export a player, and give that folder")
-    if folder.name.endswith(".unverified") or any(folder.rglob("*.unverified.*")):
+    if ".unverified" in folder.name or any(folder.rglob("*.unverified.*")):
         raise InputError(f"{folder} was not found to be the player; export it again, and see what is said")
     if folder.name.endswith(".partial") or any(folder.rglob("*.tmp")):
         raise InputError(f"{folder} is not finished; export the player again")
