@@ -183,8 +183,10 @@ def _config(folder: Path) -> Row:
 
 
 # Keys whose values are paths, or ids on the hub, however they are spelt.
-PLACES = ("model.base", "model.template", "data.train", "data.eval", "data.test", "start", "runs")
-PLACES += ("evaluation.prompting.rules", "scorer.path", "scorer.run")
+PLACES = (
+    "model.base", "model.template", "data.train", "data.eval", "data.test", "start", "runs",
+    "evaluation.prompting.rules", "scorer.path", "scorer.run",
+)  # fmt: skip
 
 
 def tidy(run: Run) -> Row:
