@@ -69,6 +69,8 @@ def find_run(which: str, folder: Path) -> Path:
     for place in (Path(which), folder / which, folder / f"{which}.compare"):
         if (place / "study.lock.yaml").exists():
             raise RunError(f"{place} is a study; give one of its runs, such as {place}/arms/sft/seed-0")
+    if (Path(which) / "adapter_config.json").is_file():
+        raise RunError(f"{which} is an adapter, and no run: `sparring import {which} --data FILE` makes it one")
     known = [lock.parent.name for lock in locks]
     hint = nearest(which, known) if known else f"there is no run in {folder}"
     raise RunError(f'there is no run "{which}"; {hint}')

@@ -376,6 +376,7 @@ def test_targets_are_read():
         "adaptor": 'did you mean "adapter"',
         "gguf:q9": "GGUF kind",
         "merged:f16": "merged has no kinds",
+        "gguf:q4_k_m": "llama.cpp's llama-quantize",
         "adapter,": "is not known",
     }.items():
         with pytest.raises(InputError, match=said):
@@ -420,6 +421,9 @@ def test_a_push_is_one_verified_folder(make, tmp_path, monkeypatch):
         export_run(make(), read_targets("adapter"), tmp_path / "out", "1", pushed=Push("me/model"))
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
+    with pytest.raises(RunError, match="HF_HUB_OFFLINE is set"):
+        export_run(make(), read_targets("adapter"), tmp_path / "out", "1", pushed=Push("me/model"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     sent: list[Any] = []
     monkeypatch.setattr(exporting, "push", lambda *given: sent.append(given) or "there")
     written = export_run(make(), read_targets("adapter"), tmp_path / "out", "1", pushed=Push("me/model", False))

@@ -113,7 +113,14 @@ class Compared:
             f"{self.what} ({self.dtype}): loaded by {ENGINES[self.what]} alone, its held-out NLL is {self.off:+.2g} "
             f"nats per token from that of {self.labels[1]} (allowed: {TOLERANCE[self.dtype]:g}), a token's log-prob "
             f"{self.apart:.2g} (root mean square; allowed: {self.near:g}; training moved it by {self.effect:.2g})"
+            f"{self.rounded()}"
         )
+
+    def rounded(self) -> str:
+        """How far the export is from the player as the run held it, in words; empty if that is what it was held to."""
+        if self.values[0] is self.values[1]:
+            return ""
+        return f"; from that of {self.labels[0]} its NLL is {self.nll(2) - self.nll(0):+.2g}"
 
     def text(self) -> str:
         """What came of it, and what is to be known of it, a line each."""

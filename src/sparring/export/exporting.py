@@ -21,11 +21,11 @@ from typing import Any
 from sparring.browse import player_name, read_settings
 from sparring.config import Config
 from sparring.data.messages import Message
-from sparring.errors import InputError, LawBroken
+from sparring.errors import InputError, LawBroken, SparringError
 from sparring.export.adapter import compare_adapter, write_player
 from sparring.export.card import write_card
+from sparring.export.compared import ENGINES, Compared, confirm
 from sparring.export.compared import TOLERANCE as NEAR
-from sparring.export.compared import Compared, confirm
 from sparring.export.engines import need
 from sparring.export.gguf import write_gguf
 from sparring.export.gguf_adapter import write_gguf_adapter
@@ -71,19 +71,17 @@ class Written:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """(header, rows) for the terminal: on held-out answers, how far each is from what it was made from."""
-        header = ["", "loaded by", "size", "answers", "NLL per token", "off by", "allowed", "any token", "the same"]
+        header = ["", "size", "answers", "NLL per token", "off by", "allowed", "any token"]
         rows = []
         for found in self.compared:
             rows.append([
-                found.what, "PEFT" if found.what == "adapter" else "transformers", _size(found.out),
-                str(found.answers), f"{found.nll(2):.6f}", f"{found.off:+.2g}", f"{NEAR[found.dtype]:g}",
-                f"{found.largest(2):.2g}", "texts, chats",
+                found.what, _size(found.out), str(found.answers), f"{found.nll(2):.6f}", f"{found.off:+.2g}",
+                f"{NEAR[found.dtype]:g}", f"{found.largest(2):.2g}",
             ])  # fmt: skip
         for name, checked in self.checked.items():
             rows.append([
-                name, "llama.cpp", _size(self._file(name)), str(checked.rows), f"{checked.file:.6f}",
-                f"{checked.file - checked.model:+.2g}", f"{TOLERANCE[checked.kind]:g}",
-                f"{checked.largest:.2g}", checked.same(),
+                name, _size(self._file(name)), str(checked.rows), f"{checked.file:.6f}",
+                f"{checked.file - checked.model:+.2g}", f"{TOLERANCE[checked.kind]:g}", f"{checked.largest:.2g}",
             ])  # fmt: skip
         return header, rows
 
@@ -92,8 +90,14 @@ class Written:
 
     def lines(self) -> list[str]:
         """What came of it, in sentences."""
-        said = [f"{found.what}: {line}" for found in self.compared for line in found.text().splitlines()[1:]]
-        said += [f"{name}: {checked.odd()}" for name, checked in self.checked.items() if checked.odd()]
+        said = []
+        for found in self.compared:
+            against = f"against {found.labels[1]}, loaded by {ENGINES[found.what]} alone"
+            said.append(f"{found.what}: {against}; the same tokens of texts and chats{found.rounded()}")
+            said += found.text().splitlines()[1:]
+        for name, checked in self.checked.items():
+            odd = f"; {checked.odd()}" if checked.odd() else ""
+            said.append(f"{name}: against the merged model, loaded by llama.cpp; the same: {checked.same()}{odd}")
         said += [f"note: {line}" for line in self.said]
         said += [f"written: {folder}, with a model card (README.md)" for folder in self.folders]
         return said + ([f"uploaded: {self.address}"] if self.address else [])
@@ -148,7 +152,12 @@ def export_run(
                 out.rmdir()
     if pushed is not None:
         tell(f"uploading to {pushed.to}")
-        job.written.address = push(job.written.folders[0], pushed.to, pushed.private)
+        folder = job.written.folders[0]
+        try:
+            job.written.address = push(folder, pushed.to, pushed.private)
+        except SparringError as error:
+            said = f"{error}; {folder} is written and verified: `hf upload {pushed.to} {folder}` uploads it later"
+            raise type(error)(said) from error
     return job.written
 
 
@@ -196,6 +205,7 @@ class _Job:
     tell: Tell
 
     begun: list[Path] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
 
     def write(self) -> None:
         """All that needs the base in memory."""
@@ -224,16 +234,12 @@ class _Job:
             whole = self._finish(whole, "merged")
         if self.targets.gguf:
             moved = found.nll(1) + sum(found.before) / found.tokens
-            self.written.said.append(
-                f"training moved the held-out NLL of the base by {moved:+.2g} nats per token: hold what the files are "
-                "off by against that"
-            )
-            self._gguf(whole)
+            self._gguf(whole, moved)
         if self.targets.lora:
             self._lora(whole)
 
-    def _gguf(self, whole: Path) -> None:
-        """A file for each kind, and Ollama's beside the first."""
+    def _gguf(self, whole: Path, moved: float) -> None:
+        """A file for each kind, and Ollama's beside the first. moved: what training did to the base's NLL per token."""
         partial = self._begin("gguf")
         for kind in self.targets.gguf:
             name = f"{self._stem}-{kind}.gguf"
@@ -241,6 +247,13 @@ class _Job:
             write_gguf(whole, partial / name, kind, self._stem)
             with self._setting_aside(partial, "gguf"):
                 self._check(name, partial / name, whole, kind)
+            checked = self.written.checked.get(name)
+            if checked is not None and checked.file - checked.model > abs(moved):
+                self.lost.append(
+                    f"{name}: writing it as {kind} costs {checked.file - checked.model:+.2g} nats per token, more than "
+                    f"the {moved:+.2g} that training made of the base's; take a larger kind"
+                )
+        self.written.said += self.lost
         if self.targets.ollama:
             source, system = self.source, self.source.config.data.system
             renderer = load_renderer(whole, source.model.model_copy(update={"template": "auto"}))
@@ -298,8 +311,9 @@ class _Job:
         """The card, and the name; returns the folder."""
         checked = [f"{name}: {what.said()}" for name, what in self.written.checked.items() if (partial / name).exists()]
         compared = [found.said() for found in self.written.compared if found.what == kind]
-        out, ends = self.written.out / kind, self.source.renderer().end_ids
-        write_card(self.run, self.source.name, partial, kind, compared + checked, kind, ends)
+        out, renderer = self.written.out / kind, self.source.renderer()
+        verified = [*compared, *checked, *(self.lost if kind == "gguf" else [])]
+        write_card(self.run, self.source.name, partial, kind, verified, kind, renderer.end_ids, renderer.portable)
         if self.unchecked and kind.startswith("gguf"):
             out = set_aside(partial, out)
             self.written.said.append(f"{out} is not verified: llama.cpp was not asked")

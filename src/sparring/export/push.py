@@ -43,12 +43,14 @@ def push(folder: Path, to: str, private: bool = True) -> str:
 
 def check_push(to: str) -> None:
     """Refuse, before any work is done, a bad name and a missing token. Nothing is sent."""
-    from huggingface_hub import get_token
+    from huggingface_hub import constants, get_token
 
     if to.count("/") != 1:
         raise InputError(f'"{to}" is not owner/name, such as me/my-model; give it so')
     if get_token() is None:
         raise InputError("there is no token for the hub; set HF_TOKEN, or log in once with `hf auth login`")
+    if constants.HF_HUB_OFFLINE:
+        raise RunError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it")
 
 
 def _finished(folder: Path) -> None:
