@@ -86,6 +86,7 @@ ROWS = {
     "export.card_facts": 2,
     "export.card_origin": 2,
     "export.gguf_tokenizer": 2,
+    "export.places": 2,
     "folder": 2,
     "laboratory.bandit_laws": 2,
     "laboratory.exact": 2,

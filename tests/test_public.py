@@ -105,10 +105,11 @@ SURFACE = {
     "compare": {"--axis"},
     "import": {"--data", "--base", "--name", "--json"},
     "dpo": {"--json"},
-    "merge": {"--out", "--iteration", "--dtype", "--force", "--runs", "--json"},
+    "merge": {"--out", "--iteration", "--player", "--dtype", "--force", "--runs", "--json"},
     "export": {
         "--to",
         "--iteration",
+        "--player",
         "--out",
         "--dtype",
         "--force",

@@ -14,6 +14,7 @@ from sparring.names import player_folder
 
 if TYPE_CHECKING:
     from sparring.config import Config
+    from sparring.data.messages import Renderer
     from sparring.models.players import Player, Ring
 
 
@@ -74,6 +75,8 @@ def find_run(which: str, folder: Path) -> Path:
     for place in (Path(which), folder / which, folder / f"{which}.compare"):
         if (place / "study.lock.yaml").exists():
             raise RunError(f"{place} is a study; give one of its runs, such as {place}/arms/sft/seed-0")
+    if (Path(which) / "adapter_config.json").is_file():
+        raise RunError(f"{which} is an adapter, and no run: `sparring import {which} --data FILE` makes it one")
     known = [lock.parent.name for lock in locks]
     hint = nearest(which, known) if known else f"there is no run in {folder}"
     raise RunError(f'there is no run "{which}"; {hint}')
@@ -108,10 +111,22 @@ def open_player(run: Path, player: str) -> Opened:
     renderer = load_renderer(base_folder, config.model)
     ring = Ring(load_base(base_folder, config.model, renderer), config.method, config.model.base)
     seated = Player.load(folder) if folder else Player.untrained(ring.base)
-    made_with = (_lock(run) or {})["base"]["fingerprint"]
+    lock = _lock(run) or {}
+    _same_template(lock, renderer, config.model.template)
+    made_with = lock["base"]["fingerprint"]
     if folder is None and ring.base.fingerprint != made_with:
         raise RunError(f"the base at {config.model.base} is not the one this run was made with; restore it")
     return Opened(config, ring, seated, _chats(run))
+
+
+def _same_template(lock: dict[str, Any], renderer: Renderer, given: str) -> None:
+    """Raise RunError if chats would be written in another way than when the run was made."""
+    from sparring.files import digest
+
+    known = (lock.get("same") or {}).get("template fingerprint")
+    if known is not None and known != digest([renderer.template, renderer.end_ids]):
+        where = "that the base's tokenizer brings" if given == "auto" else f"model.template {given}"
+        raise RunError(f"the chat template {where} is not the one this run was made with any more; restore it")
 
 
 def another(run: Path, player: str, ring: Ring) -> Player:

@@ -27,7 +27,9 @@ class Dtype(StrEnum):
 def merge(
     which: RunArgument,
     out: Annotated[Path, typer.Option(help="the folder to write")],
-    iteration: Annotated[str, typer.Option(help="best, sft, or an iteration's number")] = "best",
+    iteration: Annotated[
+        str, typer.Option("--iteration", "--player", help="best, sft, or an iteration's number")
+    ] = "best",
     dtype: Annotated[Dtype | None, typer.Option(help="of the weights; default: what the run computed in")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace a model's folder that is there")] = False,
     folder: RunsOption = "runs",
@@ -52,7 +54,9 @@ def merge(
 def export(
     which: RunArgument,
     to: Annotated[str, typer.Option(metavar="A,B", help="adapter, merged, gguf[:KIND], gguf:lora, ollama; several")],
-    iteration: Annotated[str, typer.Option(help="best, sft, or an iteration's number")] = "best",
+    iteration: Annotated[
+        str, typer.Option("--iteration", "--player", help="best, sft, or an iteration's number")
+    ] = "best",
     out: Annotated[Path | None, typer.Option(help="what the folders are written to; default: RUN-PLAYER")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="of merged weights; default: what the run computed in")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace what was exported there before")] = False,
@@ -68,6 +72,8 @@ def export(
     from sparring.export.targets import read_targets
 
     targets = read_targets(to)
+    if public and push is None:
+        raise typer.BadParameter("--public says who may see what --push uploads; give --push too")
     from sparring.browse import find_run
 
     found = find_run(which, Path(folder))

@@ -107,6 +107,7 @@ def _facts(shelf: Shelf, place: Path, host: str, **defaults: object) -> Path:
     """The file that tells the guard what is served."""
     names = [model.name for model in shelf.models]
     content = {"models": names, "context": shelf.context, "place": str(place), "host": host, "defaults": defaults}
+    content |= {"chats": shelf.chat}
     return _file(shelf, "facts", content)
 
 

@@ -63,10 +63,14 @@ class Guard:
     models    what may be asked for
     defaults  of a question that does not say
     key       that every question must bring; None: none
+    chats     whether the models have chats; else they continue plain text
     """
 
-    def __init__(self, app: App, models: list[str], defaults: dict[str, Any], key: str | None) -> None:
+    def __init__(
+        self, app: App, models: list[str], defaults: dict[str, Any], key: str | None, chats: bool = True
+    ) -> None:
         self.app = app
+        self.chats = chats
         self.models = models
         self.defaults = defaults
         self.key = key
@@ -98,6 +102,8 @@ class Guard:
         if scope["path"] not in known:
             there = ", ".join([*(f"GET {path}" for path in TELLS), *(f"POST {path}" for path in ASKS)])
             raise Wrong(404, f"{scope['method']} {scope['path']} is not served; there are {there}", "not_found")
+        if not self.chats and scope["path"] == ASKS[1]:
+            raise Wrong(400, "these models continue plain text and have no chats; ask /v1/completions", "no_chats")
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if scope["method"] == "POST" and kind != b"application/json":  # what a page of others may send unasked is not
             raise Wrong(415, "a question needs the header Content-Type: application/json", "bad_json")
@@ -113,6 +119,8 @@ class Guard:
         name = asked.get("model")
         if not isinstance(name, str) or name not in self.models:
             raise Wrong(404, f"there is no model {json.dumps(name)}; {nearest(str(name), self.models)}", "no_model")
+        if asked.get("n") not in (None, 1):
+            raise Wrong(400, f"n is {json.dumps(asked['n'])}, but a question gets one answer; ask again", "bad_request")
         return json.dumps({**self.defaults, **asked}).encode()
 
     async def _hand_on(self, scope: Event, receive: Receive, send: Send) -> None:
@@ -297,7 +305,7 @@ def main() -> None:
     if os.environ.pop(HELD, None):
         threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.argv = [which, *sys.argv[3:]]
-    before(facts, lambda app: Guard(app, facts["models"], facts["defaults"], key))
+    before(facts, lambda app: Guard(app, facts["models"], facts["defaults"], key, facts["chats"]))
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

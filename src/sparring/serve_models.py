@@ -222,7 +222,7 @@ def weights(shelf: Shelf, model: Model) -> Path:
         if shelf.run is None:  # a model's folder has no players
             raise InputError(f"there is no player {model.player}")
         shelf.told(f"merging {model.player} into its base")
-        merge_run(shelf.run, folder, model.player, shelf.dtype)
+        merge_run(shelf.run, folder, model.player, shelf.dtype, within=True)
     write_atomic(folder / "generation_config.json", json.dumps(_sampling(shelf), indent=2) + "\n")
     return folder
 

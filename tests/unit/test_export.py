@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,9 +25,11 @@ from sparring.data.messages import Message
 from sparring.data.pairs import Prompt, Rows
 from sparring.errors import InputError, LawBroken, ModelError, RunError
 from sparring.evaluation.nll import real_logprobs
-from sparring.export import exporting
+from sparring.export import compared, exporting
 from sparring.export.adapter import joined, scale_of
+from sparring.export.bare import other_tokens
 from sparring.export.exporting import Push, export_run
+from sparring.export.merged import merge_run
 from sparring.export.targets import Targets, read_targets, refuse
 from sparring.job import run_job
 from sparring.methods import METHODS
@@ -232,7 +236,7 @@ def test_nothing_is_overwritten_and_a_kill_leaves_no_half(make, tmp_path, monkey
     assert (out / "adapter" / "adapter_model.safetensors").read_bytes() != before
     (out / "merged").mkdir()
     (out / "merged" / "letter.txt").write_text("dear")
-    with pytest.raises(InputError, match="is not a model's folder, so it is not replaced"):
+    with pytest.raises(InputError, match="was not exported by sparring, so it is not replaced"):
         export_run(run, read_targets("merged"), out, "1", force=True)
     with pytest.raises(InputError, match="does not exist; make it"):
         export_run(run, read_targets("adapter"), tmp_path / "no" / "where", "1")
@@ -245,6 +249,117 @@ def test_by_default_it_is_named_after_run_and_player(make, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     written = export_run(make(), read_targets("adapter"), player="sft")
     assert [str(folder) for folder in written.folders] == ["plain-sft/adapter"]
+
+
+def test_places_that_are_not_ours_are_safe(make, tmp_path):
+    """The base, the run's own players, the user's folders and links: nothing of them is ever written to."""
+    run, targets = make(), read_targets("merged")
+    base = run.parents[1] / "base"
+    before = {path: path.read_bytes() for path in [*base.iterdir(), *run.rglob("*")] if path.is_file()}
+    for out, said in {
+        base: "is the base, or holds it",
+        run.parents[1]: "is the base, or holds it",
+        run / "sft": "lies in the run plain",
+        run / "new": "lies in the run plain",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            merge_run(run, out, "sft", force=True)
+    with pytest.raises(InputError, match="lies in the run plain"):
+        export_run(run, targets, run, "1", force=True)
+    (tmp_path / "link").symlink_to(base)
+    with pytest.raises(InputError, match="is a link"):
+        merge_run(run, tmp_path / "link", "sft", force=True)
+    out = tmp_path / "out"
+    for name in ("merged.partial", "merged.x.partial", "merged.unverified", "merged.doomed"):
+        (out / name).mkdir(parents=True)
+        (out / name / "thesis.txt").write_text("precious")
+    export_run(run, targets, out, "1")
+    export_run(run, targets, out, "1", force=True)
+    assert len([*out.rglob("thesis.txt")]) == 4
+    assert names(out) == {"merged", "merged.partial", "merged.x.partial", "merged.unverified", "merged.doomed"}
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_one_export_at_a_time(make, tmp_path, monkeypatch):
+    keep = exporting.compare_merged
+
+    def meddle(*given: Any) -> Any:
+        with pytest.raises(InputError, match="another process is exporting to"):
+            export_run(make(), read_targets("merged"), tmp_path / "out", "sft", force=True)
+        return keep(*given)
+
+    monkeypatch.setattr(exporting, "compare_merged", meddle)
+    export_run(make(), read_targets("merged"), tmp_path / "out", "1")
+    assert names(tmp_path) == {"out"}
+    assert names(tmp_path / "out") == {"merged"}
+
+
+def test_what_a_kill_left_is_cleared_away(make, tmp_path):
+    out = tmp_path / "out"
+    for name in ("merged.abc.partial", "merged.def.doomed"):
+        (out / name).mkdir(parents=True)
+        (out / name / "sparring.json").write_text("{}")
+    export_run(make(), read_targets("merged"), out, "1")
+    assert names(out) == {"merged"}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_another_player_does_not_pass_for_it(make, tmp_path, monkeypatch, dtype):
+    """The mean can be right where single tokens are wrong."""
+    keep = exporting.write_player
+
+    def spoil(source: Any, out: Path) -> None:
+        keep(source, out)
+        about = json.loads((out / "adapter_config.json").read_text())
+        (out / "adapter_config.json").write_text(json.dumps({**about, "lora_alpha": about["lora_alpha"] * 0.6}))
+
+    monkeypatch.setattr(exporting, "write_player", spoil)
+    monkeypatch.setitem(compared.TOLERANCE, dtype, 9.0)
+    with pytest.raises(LawBroken, match=r"the log-prob of a token is .* nats off"):
+        export_run(make(), read_targets("adapter"), tmp_path / "out", "1", dtype=dtype)
+
+
+def test_answers_end_where_the_runs_do(make, tmp_path, monkeypatch):
+    """The template's end of a turn is not the base's end of a text: a bare generate must know both."""
+    export_run(make(), read_targets("adapter,merged"), tmp_path / "out", "1")
+    ends = list(open_player(make(), "1").ring.base.renderer.end_ids)
+    assert len(ends) == 2
+    assert json.loads((tmp_path / "out/merged/generation_config.json").read_text())["eos_token_id"] == ends
+    assert f"eos_token_id={ends}" in (tmp_path / "out/adapter/README.md").read_text()
+    monkeypatch.setattr("sparring.export.merged.GENERATION", "elsewhere.json")
+    (tmp_path / "out" / "merged" / "generation_config.json").write_text('{"eos_token_id": 0}')
+    said = other_tokens(tmp_path / "out" / "merged", open_player(make(), "1").ring.base.renderer, *_config(make()))
+    assert said == [f"answers end at 0, and the run's at {ends}"]
+
+
+def _config(run: Path) -> tuple[Any, bool, str]:
+    return open_player(run, "1").config.model, True, "Be brief."
+
+
+def test_a_changed_template_is_noticed(make, tmp_path):
+    run = make()
+    file = run.parents[1] / "base" / "chat_template.jinja"
+    kept = file.read_text()
+    file.write_text(kept.replace("im_start", "im_end"))
+    try:
+        with pytest.raises(RunError, match="is not the one this run was made with any more; restore it"):
+            export_run(run, read_targets("merged"), tmp_path / "out", "1")
+    finally:
+        file.write_text(kept)
+
+
+def test_no_place_of_the_users_is_told(make, tmp_path):
+    """Paths with spaces and brackets, relative ones, and what the base's config brings."""
+    place = tmp_path / "alice (work)" / "secret-client"
+    shutil.copytree(make().parents[1] / "base", place / "my base")
+    about = json.loads((place / "my base" / "config.json").read_text())
+    (place / "my base" / "config.json").write_text(json.dumps({**about, "_name_or_path": "/home/alice/acme"}))
+    shutil.copyfile(make().parents[1] / "rows.jsonl", place / "chats.jsonl")
+    run = make("leak", **{"model.base": str(place / "my base"), "data.train": str(place / "chats.jsonl")})
+    export_run(run, read_targets("adapter,merged"), tmp_path / "out", "1")
+    for path in (tmp_path / "out").rglob("*"):
+        if path.suffix in (".json", ".md", ".jinja"):
+            assert not re.search("secret-client|alice|acme", path.read_text()), path
 
 
 # ---------------------------------------------------------------- what is asked for
@@ -261,6 +376,7 @@ def test_targets_are_read():
         "adaptor": 'did you mean "adapter"',
         "gguf:q9": "GGUF kind",
         "merged:f16": "merged has no kinds",
+        "gguf:q4_k_m": "llama.cpp's llama-quantize",
         "adapter,": "is not known",
     }.items():
         with pytest.raises(InputError, match=said):
@@ -305,6 +421,9 @@ def test_a_push_is_one_verified_folder(make, tmp_path, monkeypatch):
         export_run(make(), read_targets("adapter"), tmp_path / "out", "1", pushed=Push("me/model"))
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
+    with pytest.raises(RunError, match="HF_HUB_OFFLINE is set"):
+        export_run(make(), read_targets("adapter"), tmp_path / "out", "1", pushed=Push("me/model"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     sent: list[Any] = []
     monkeypatch.setattr(exporting, "push", lambda *given: sent.append(given) or "there")
     written = export_run(make(), read_targets("adapter"), tmp_path / "out", "1", pushed=Push("me/model", False))
@@ -320,8 +439,8 @@ def test_without_llama_cpp_the_folder_says_so(make, tmp_path):
     out = tmp_path / "out"
     written = export_run(make(), read_targets("gguf:f16,gguf:lora,ollama"), out, "1", unchecked=True)
     assert names(out) == {"gguf.unverified", "gguf-lora.unverified"}
-    assert names(out / "gguf.unverified") == {"plain-1-f16.gguf", "Modelfile", "README.md"}
-    assert names(out / "gguf-lora.unverified") == {"plain-1-lora.gguf", "README.md"}
+    assert names(out / "gguf.unverified") == {"plain-1-f16.gguf", "Modelfile", "README.md", "sparring.json"}
+    assert names(out / "gguf-lora.unverified") == {"plain-1-lora.gguf", "README.md", "sparring.json"}
     assert sum("is not verified: llama.cpp was not asked" in line for line in written.lines()) == 2
     file = (out / "gguf.unverified" / "Modelfile").read_text()
     assert file.startswith("FROM ./plain-1-f16.gguf\n")
@@ -364,7 +483,7 @@ def test_gguf_is_held_against_the_run_by_llama_cpp(make, tmp_path, hold):
     for name, checked in written.checked.items():
         assert abs(checked.file - checked.model) < (5e-3 if "q8_0" in name else 1e-4)
         assert checked.chats == 4
-    assert names(out / "gguf-lora") == {f"lora-{hold}-1-lora.gguf", "README.md"}
+    assert names(out / "gguf-lora") == {f"lora-{hold}-1-lora.gguf", "README.md", "sparring.json"}
 
 
 @needs_gguf
@@ -374,4 +493,4 @@ def test_a_gguf_that_is_not_the_player_is_set_aside(make, tmp_path, monkeypatch)
     with pytest.raises(LawBroken, match=r"law 12: .*q4_0.gguf is not the model it was made from: .*gguf\.unverified/"):
         export_run(make(), read_targets("gguf:q4_0"), tmp_path / "out", "1")
     assert names(tmp_path / "out") == {"gguf.unverified"}
-    assert names(tmp_path / "out" / "gguf.unverified") == {"plain-1-q4_0.unverified.gguf"}
+    assert names(tmp_path / "out" / "gguf.unverified") == {"plain-1-q4_0.unverified.gguf", "sparring.json"}

@@ -60,7 +60,8 @@ def test_ollama_writes_chats_as_the_template_does(name, adds):
     tokenizer = piece_tokenizer(special=SPECIAL, template=TEMPLATES[name], add_bos=adds)
     renderer = renderer_of(tokenizer)
     made = modelfile("player.gguf", renderer, 512)
-    assert made.said == ""
+    trims = "| trim" in TEMPLATES[name]
+    assert made.said == "The chat template takes white space around a turn away, which Ollama does not." * trims
     read = parse_modelfile(made.text)
     assert read["FROM"] == "./player.gguf"
     for chat in CHATS:

@@ -22,7 +22,7 @@ from sparring.export.bare import bare_logprobs, other_tokens
 from sparring.export.compared import Compared
 from sparring.export.merged import write_tokenizer
 from sparring.export.source import Source
-from sparring.files import read_json, readable, remove, write_atomic
+from sparring.files import read_json, readable, write_atomic
 from sparring.models.adapters import CONFIG, WEIGHTS, read_adapter, write_adapter
 
 _PART = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight$")
@@ -32,8 +32,6 @@ def write_player(source: Source, out: Path) -> None:
     """Write the player's adapter to the folder `out`, with its tokenizer. RunError for what is no adapter."""
     if source.whole:
         raise RunError("a player of method full is a whole model, and has no adapter; export it as merged")
-    remove(out)
-    out.mkdir(parents=True)
     chain, name = source.player.adapters, base_name(source.config.model.base)
     if len(chain) == 1:
         shutil.copyfile(chain[0] / WEIGHTS, out / WEIGHTS)
@@ -51,7 +49,8 @@ def compare_adapter(source: Source, partial: Path, out: Path) -> tuple[Compared,
     labels = (source.label, source.plain, f"the base and the exported adapter in {source.model.dtype}")
     wrong = other_tokens(partial, source.renderer(), source.model, source.chat, source.config.data.system)
     values = (source.own, source.attached, found)
-    return Compared("adapter", out, source.model.dtype, labels, values, source.tokens, source.before), partial, wrong
+    count = len(source.prompts)
+    return Compared("adapter", out, source.model.dtype, labels, values, source.before, count), partial, wrong
 
 
 def base_name(given: str) -> str:

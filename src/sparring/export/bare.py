@@ -23,6 +23,7 @@ from sparring.models.adapters import CONFIG, quiet
 from sparring.models.base import choose_device, read_config
 from sparring.models.quantised import loading, stored_as
 
+GENERATION = "generation_config.json"
 # Chats that the tokenizer of an export must render as the run does.
 CHATS: tuple[tuple[Message, ...], ...] = (
     (Message("user", "What is a prime number?"),),
@@ -73,34 +74,44 @@ def token_logprobs(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> T
 def bare_logprobs(
     folder: Path, prompts: Sequence[Prompt], config: ModelConfig, adapter: Path | None = None
 ) -> list[float]:
-    """log p(real answer | prompt) [N] in nats, by transformers and PEFT alone; weights are as they are on disk."""
+    """log p [N] of every token of the real answers in nats, by transformers and PEFT alone; weights as on disk."""
     stored = stored_as(read_config(folder, config))
     model = bare_model(folder, config, adapter, stored)
-    rows = [(prompt.prompt_ids, prompt.real_ids) for prompt in prompts]
-    parts = torch.split(token_logprobs(model, rows), [len(answer) for _, answer in rows])
+    found: list[float] = token_logprobs(model, [(prompt.prompt_ids, prompt.real_ids) for prompt in prompts]).tolist()
     del model
     gc.collect()
-    return [float(part.sum()) for part in parts]
+    return found
 
 
 def other_tokens(folder: Path, renderer: Renderer, config: ModelConfig, chat: bool, system: str | None) -> list[str]:
-    """Where a folder's own tokenizer and template give other tokens than the run's, in words; empty: nowhere."""
-    from transformers import AutoTokenizer
+    """Where a folder's own tokenizer and template are not the run's, in words; empty: nowhere."""
+    from transformers import AutoTokenizer, GenerationConfig
 
     theirs: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    wrong, mine = [], renderer.tokenizer
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"):
+        if getattr(theirs, name) != getattr(mine, name):
+            wrong.append(f"its {name} is {getattr(theirs, name)}, and the run's {getattr(mine, name)}")
+    if (folder / GENERATION).exists():
+        ends = GenerationConfig.from_pretrained(folder).eos_token_id
+        if {*([ends] if isinstance(ends, int) else ends or [])} != {*renderer.end_ids}:
+            wrong.append(f"answers end at {ends}, and the run's at {list(renderer.end_ids)}")
     opening = (Message("system", system or "Be brief."),)
-    wrong = []
     for messages in CHATS:
         for turns in (messages, (*opening, *messages)):
             ours = renderer.prompt(turns, chat=chat)
-            if chat:
-                given = renderer.turns(turns)
-                got = theirs.apply_chat_template(given, add_generation_prompt=True, return_dict=True)["input_ids"]
-            else:
-                got = list(theirs(turns[-1].content).input_ids)
-                got = got[:-1] if renderer.adds_eos else got
+            got = _ids(theirs, renderer, turns, chat)
             if got != ours:
-                wrong.append(
-                    f"{turns[-1].content[:20]!r} is {len(ours)} tokens {ours[:6]}…, there {len(got)} {got[:6]}…"
-                )
+                said = turns[-1].content[:20]
+                wrong.append(f"{said!r} is {len(ours)} tokens {ours[:6]}…, there {len(got)} {got[:6]}…")
     return wrong
+
+
+def _ids(theirs: Any, renderer: Renderer, turns: tuple[Message, ...], chat: bool) -> list[int]:
+    """What another tokenizer makes of turns."""
+    if chat:
+        given = renderer.turns(turns)
+        asked = theirs.apply_chat_template(given, add_generation_prompt=True, return_dict=True)
+        return list(asked["input_ids"])
+    ids = list(theirs(turns[-1].content).input_ids)
+    return ids[:-1] if renderer.adds_eos else ids

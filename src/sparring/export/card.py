@@ -49,18 +49,32 @@ WHAT = {
 }
 
 
-def write_card(run: Path, player: str, out: Path, kind: str, verified: Sequence[str] = ()) -> Path:
+def write_card(
+    run: Path,
+    player: str,
+    out: Path,
+    kind: str,
+    verified: Sequence[str] = (),
+    name: str = "",
+    ends: Sequence[int] = (),
+    template: str = "",
+) -> Path:
     """Write out/README.md for a player (best, sft, or an iteration's number); returns its path.
 
     kind      what `out` holds: adapter, merged, gguf or gguf-lora
     verified  what was measured when it was written, in sentences
+    name      what the folder will be called; default: what it is called
+    ends      the tokens that end an answer
+    template  the chat template as other engines take it; default: as the run has it
     Raises InputError for a player or a kind that there is not, RunError for a damaged run.
     """
     if not out.is_dir():
         raise InputError(f"the folder {out} does not exist; write the player there first")
-    found, name = read_run(run), player_name(run, player)
-    exported = _exported(found, name, out, kind)
-    parts = _parts(found, name, exported)
+    found, which = read_run(run), player_name(run, player)
+    exported = replace(_exported(found, which, out, kind), name=name or out.name, ends=tuple(ends))
+    if exported.template and template:
+        exported = replace(exported, template=template)
+    parts = _parts(found, which, exported)
     if verified:
         said = "\n".join(f"- {inline(line)}" for line in verified)
         place = parts.index("## Data")
@@ -106,11 +120,19 @@ def _exported(run: Run, player: str, out: Path, kind: str) -> Exported:
         template=template_of(run, base),
         model=model,
         computed=str(hardware.get("dtype") or "float32"),
+        system=str(run.setting("data", "system") or "") if _chats(run) else "",
+        name=out.name,
     )
 
 
 def _of(run: Run) -> Any:
     return lambda key: run.config.get(key) if key in run.config else run.lock.get(key)
+
+
+def _imported(run: Run) -> bool:
+    """Whether nothing was trained: an adapter that was made elsewhere was only measured."""
+    plain = not run.rewarded and not run.prefers
+    return plain and bool(run.config.get("start")) and run.setting("selfplay", "iterations") == 0
 
 
 def _chats(run: Run) -> bool:
@@ -136,7 +158,7 @@ def _front(run: Run, exported: Exported) -> Row:
     head |= {"datasets": list(dict.fromkeys(data))} if data else {}
     language = front_matter(base.folder / "README.md").get("language") if base.folder else None
     head |= {"language": language} if language else {}
-    tags = ["sparring", *origin_of(run).tags, exported.row.name]
+    tags = ["sparring", *([] if _imported(run) else origin_of(run).tags), exported.row.name]
     tags += [exported.held] if exported.held else []
     tags += ["conversational"] if exported.chat else []
     tags += ["gguf"] if exported.kind.startswith("gguf") else []
@@ -172,6 +194,7 @@ def _opening(run: Run, player: str, exported: Exported) -> str:
     held = f", held in {exported.held} while it was trained" if exported.held else ""
     before = "" if run.setting("sft", "epochs") == 0 and not run.config.get("start") else "fine-tuned, then "
     made = "fine-tuned" if player == "sft" else f"{before}trained {origin_of(run).words}"
+    made = "adapted" if _imported(run) else made
     said = f"{where}{held}, {made} with {inline(exported.settings.summary)}. This is {WHAT[exported.kind]}."
     if row.whole:
         said = said.replace("the player merged into its base", "all its weights were trained")
@@ -214,15 +237,18 @@ def _template(exported: Exported) -> list[str]:
         return ["It was trained on plain text: it continues what it is given, with no chat template."]
     if exported.template is None:
         return ["Prompts were written with a chat template of the user's own, which is not at hand any more."]
+    opening = []
+    if exported.system:
+        opening = [f"Every chat opened with a system text: {inline(json.dumps(exported.system, ensure_ascii=False))}."]
     if not exported.template:
-        return ["Prompts are written with the chat template of the base's tokenizer."]
+        return [*opening, "Prompts are written with the chat template of the base's tokenizer."]
     told = "Prompts are written with this chat template, also where the base's tokenizer has none or another one:"
-    return [told, fenced(exported.template, "jinja")]
+    return [*opening, told, fenced(exported.template, "jinja")]
 
 
 def _data(run: Run) -> list[str]:
     """What was trained and measured on, and under which licence."""
-    names = {"train": "trained on", "eval": "held out", "test": "tested on"}
+    names = {"train": "measured on" if _imported(run) else "trained on", "eval": "held out", "test": "tested on"}
     rows = [[word, *_about(source)] for key, word in names.items() if (source := data_of(run, key))]
     found = run.lock.get("data")
     about = found if isinstance(found, dict) else {}
@@ -248,7 +274,7 @@ def _about(source: Source) -> list[str]:
 
 def _method(run: Run, exported: Exported) -> list[str]:
     rows = [["method", key, _value(value)] for key, value in exported.settings.model_dump(mode="json").items()]
-    for part in ("sft", *origin_of(run).sections, "optimiser"):
+    for part in () if _imported(run) else ("sft", *origin_of(run).sections, "optimiser"):
         section = run.config.get(part)
         rows += [[part, key, _value(value)] for key, value in section.items()] if isinstance(section, dict) else []
     rows = [row for row in rows if row[2]]
@@ -291,7 +317,7 @@ def _licence(run: Run, exported: Exported) -> str:
 
 def _citations(run: Run, exported: Exported) -> list[str]:
     origin = origin_of(run)
-    parts = [f"{origin.idea}:", fenced(origin.entry, "bibtex")]
+    parts = [] if _imported(run) else [f"{origin.idea}:", fenced(origin.entry, "bibtex")]
     if not exported.row.whole:
         source = inline(exported.row.source)
         link = re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", source)

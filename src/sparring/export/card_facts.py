@@ -182,36 +182,70 @@ def _config(folder: Path) -> Row:
 # ---------------------------------------------------------------- paths
 
 
+# Keys whose values are paths, or ids on the hub, however they are spelt.
+PLACES = (
+    "model.base", "model.template", "data.train", "data.eval", "data.test", "start", "runs",
+    "evaluation.prompting.rules", "scorer.path", "scorer.run",
+)  # fmt: skip
+
+
 def tidy(run: Run) -> Row:
     """run.lock.yaml with every path reduced to its last part."""
-    return {key: _walk(value) for key, value in run.lock.items()} | {"command": command_of(run)}
+    given = _places(run)
+    return {key: _walk(value, given) for key, value in run.lock.items()} | {"command": command_of(run)}
+
+
+def _places(run: Run) -> set[str]:
+    """What the run was given as places on the user's machine: no ids on the hub, and no words of ours."""
+    found = set()
+    for key in PLACES:
+        tree: Any = run.config
+        for part in key.split("."):
+            tree = tree.get(part) if isinstance(tree, dict) else None
+        if isinstance(tree, str) and re.search(r"[/\\]", tree) and not (_HUB_ID.fullmatch(tree) and not _here(tree)):
+            found.add(tree)
+    return found
+
+
+def _here(path: str) -> bool:
+    """Whether a name that could be an id on the hub is a place here."""
+    return bool(Path(path).suffix) or Path(path).expanduser().exists()
 
 
 def command_of(run: Run) -> str:
     """The command that made the run, its paths reduced to their last parts; empty if it is not known."""
-    words = []
+    words, given = [], _places(run)
     for word in shlex.split(str(run.lock.get("command") or "")):
         key, equals, value = word.rpartition("=")
-        words.append(f"{key}{equals}{_last(value)}" if _is_path(value) else word)
+        place = _is_path(value) or value in given or key in PLACES
+        words.append(f"{key}{equals}{_last(value)}" if place and not _hub(value, given) else word)
     return shlex.join(words)
+
+
+def _hub(value: str, given: set[str]) -> bool:
+    """Whether a place is an id on the hub, which is told whole."""
+    return value not in given and bool(_HUB_ID.fullmatch(value)) and not _here(value)
 
 
 def scrubbed(run: Run, said: str) -> str:
     """Text without the user's paths: those that the run was given, and all else that looks like one."""
     known = {value for value in _strings(run.lock) if _is_path(value)}
+    given = _places(run)
     known |= {str(run.folder.resolve()), str(run.folder.resolve().parent), str(Path.home())}
     for path in sorted(known, key=len, reverse=True):
         if path.count("/") + path.count("\\") > 1:
             said = said.replace(path, _last(path))
+    for path in sorted(given, key=len, reverse=True):
+        said = said.replace(path, _last(path))
     return _ABSOLUTE.sub(lambda found: _last(found[0]), said)
 
 
-def _walk(tree: Any) -> Any:
+def _walk(tree: Any, given: set[str]) -> Any:
     if isinstance(tree, dict):
-        return {key: _walk(value) for key, value in tree.items()}
+        return {key: _walk(value, given) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [_walk(value) for value in tree]
-    return _last(tree) if isinstance(tree, str) and _is_path(tree) else tree
+        return [_walk(value, given) for value in tree]
+    return _last(tree) if isinstance(tree, str) and (_is_path(tree) or tree in given) else tree
 
 
 def _strings(tree: Any) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ class Exported:
     template  of chats; empty: the base's tokenizer brings it; None: not known any more
     model     the section `model` of the run's config
     computed  the dtype that the run computed in, as torch calls it
+    system    the text that every chat opened with, or empty
+    name      what the folder is called when it is finished
+    ends      the tokens that end an answer
     """
 
     kind: str
@@ -38,15 +42,13 @@ class Exported:
     template: str | None
     model: dict[str, Any]
     computed: str
+    system: str
+    name: str
+    ends: tuple[int, ...] = ()
 
     def command(self, verb: str, out: str) -> str:
         """A command of ours that writes this player in another form."""
         return f"sparring {verb} {shlex.quote(self.run)} --iteration {self.player} --out {out}"
-
-    @property
-    def name(self) -> str:
-        """Of the folder, while it is written too."""
-        return self.folder.name.removesuffix(".partial")
 
     @property
     def held(self) -> str:
@@ -83,7 +85,7 @@ def _python(exported: Exported) -> tuple[str, str, str]:
         lines.append("model = PeftModel.from_pretrained(model, folder).eval()")
     else:
         lines.append('model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()')
-    lines += ["", *_asking(exported.chat)]
+    lines += ["", *_asking(exported.chat, exported.ends if adapter else (), exported.system)]
     name = "transformers and PEFT" if adapter else "transformers"
     needs = "" if exported.row.name not in OWN or not adapter else "It needs this package beside PEFT."
     if exported.held and adapter:
@@ -110,18 +112,20 @@ def _loading(exported: Exported) -> str:
     return dtype
 
 
-def _asking(chat: bool) -> list[str]:
+def _asking(chat: bool, ends: tuple[int, ...] = (), system: str = "") -> list[str]:
+    stop = f", eos_token_id={list(ends)}" if ends else ""
+    opening = f'{{"role": "system", "content": {json.dumps(system, ensure_ascii=False)}}}, ' if system else ""
     if chat:
         return [
-            'messages = [{"role": "user", "content": "Hello!"}]',
+            f"messages = [{opening}" + '{"role": "user", "content": "Hello!"}]',
             'ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", '
             "return_dict=True)",
-            "said = model.generate(**ids, max_new_tokens=256, do_sample=True)",
+            f"said = model.generate(**ids, max_new_tokens=256, do_sample=True{stop})",
             'print(tokenizer.decode(said[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))',
         ]
     return [
         'ids = tokenizer("Once upon a time", return_tensors="pt")',
-        'said = model.generate(ids["input_ids"], max_new_tokens=256, do_sample=True)',
+        f'said = model.generate(ids["input_ids"], max_new_tokens=256, do_sample=True{stop})',
         "print(tokenizer.decode(said[0], skip_special_tokens=True))",
     ]
 
@@ -176,7 +180,7 @@ def _rank(exported: Exported) -> int:
 
 def _gguf(exported: Exported) -> list[tuple[str, str, str]]:
     files = sorted(file.name for file in exported.folder.glob("*.gguf"))
-    server = "\n".join(f"llama-server -m {file}" for file in files or ["model.gguf"])
+    server = "\n".join(f"llama-server -m {shlex.quote(file)}" for file in files or ["model.gguf"])
     ollama = "```sh\nollama create mine -f Modelfile && ollama run mine\n```"
     here = (exported.folder / "Modelfile").exists()
     merge = f"It takes the merged model: `{exported.command('merge', 'merged')}`"
@@ -194,5 +198,9 @@ def _gguf(exported: Exported) -> list[tuple[str, str, str]]:
 
 def _gguf_lora(exported: Exported) -> list[tuple[str, str, str]]:
     file = next((file.name for file in sorted(exported.folder.glob("*.gguf"))), "lora.gguf")
-    code = f"```sh\nllama-server -m BASE.gguf --lora {file}\n```"
-    return [("llama.cpp", code, "BASE.gguf is the base as GGUF, in any kind; `--lora-scaled` puts it on in part.")]
+    told = (
+        "BASE.gguf is the base as GGUF, in any kind, by llama.cpp's convert_hf_to_gguf.py, or from Python by "
+        "`sparring.export.gguf.write_gguf(folder, file, kind)`; `--lora-scaled` puts the adapter on in part."
+    )
+    code = f"```sh\nllama-server -m BASE.gguf --lora {shlex.quote(file)}\n```"
+    return [("llama.cpp", code, told)]

@@ -11,6 +11,7 @@ The base is loaded once to write, and each form once to verify. What does not ho
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,11 +21,11 @@ from typing import Any
 from sparring.browse import read_settings
 from sparring.config import Config
 from sparring.data.messages import Message
-from sparring.errors import InputError, LawBroken
+from sparring.errors import InputError, LawBroken, SparringError
 from sparring.export.adapter import compare_adapter, write_player
 from sparring.export.card import write_card
+from sparring.export.compared import ENGINES, Compared, confirm
 from sparring.export.compared import TOLERANCE as NEAR
-from sparring.export.compared import Compared, confirm, free, place, unverified
 from sparring.export.engines import need
 from sparring.export.gguf import write_gguf
 from sparring.export.gguf_adapter import write_gguf_adapter
@@ -33,10 +34,11 @@ from sparring.export.gguf_family import shape_of
 from sparring.export.gguf_tokenizer import vocabulary_of
 from sparring.export.merged import compare_merged, write_merged
 from sparring.export.ollama import modelfile
+from sparring.export.places import begin, drop, free, held, place, set_aside
 from sparring.export.push import check_push, push
-from sparring.export.source import Source, take
+from sparring.export.source import Source, base_of_run, take
 from sparring.export.targets import Targets, refuse
-from sparring.files import remove, write_atomic
+from sparring.files import write_atomic
 from sparring.methods import METHODS
 from sparring.models.base import context_of, find_base, load_renderer, read_config
 from sparring.names import player_name
@@ -70,19 +72,17 @@ class Written:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """(header, rows) for the terminal: on held-out answers, how far each is from what it was made from."""
-        header = ["", "loaded by", "size", "answers", "NLL per token", "off by", "allowed", "largest off", "the same"]
+        header = ["", "size", "answers", "NLL per token", "off by", "allowed", "any token"]
         rows = []
         for found in self.compared:
             rows.append([
-                found.what, "PEFT" if found.what == "adapter" else "transformers", _size(found.out),
-                str(len(found.values[2])), f"{found.nll(2):.6f}", f"{found.off:+.2g}", f"{NEAR[found.dtype]:g}",
-                f"{found.largest(2):.2g} (answer)", "texts, chats",
+                found.what, _size(found.out), str(found.answers), f"{found.nll(2):.6f}", f"{found.off:+.2g}",
+                f"{NEAR[found.dtype]:g}", f"{found.largest(2):.2g}",
             ])  # fmt: skip
         for name, checked in self.checked.items():
             rows.append([
-                name, "llama.cpp", _size(self._file(name)), str(checked.rows), f"{checked.file:.6f}",
-                f"{checked.file - checked.model:+.2g}", f"{TOLERANCE[checked.kind]:g}",
-                f"{checked.largest:.2g} (token)", checked.same(),
+                name, _size(self._file(name)), str(checked.rows), f"{checked.file:.6f}",
+                f"{checked.file - checked.model:+.2g}", f"{TOLERANCE[checked.kind]:g}", f"{checked.largest:.2g}",
             ])  # fmt: skip
         return header, rows
 
@@ -91,8 +91,14 @@ class Written:
 
     def lines(self) -> list[str]:
         """What came of it, in sentences."""
-        said = [f"{found.what}: {line}" for found in self.compared for line in found.text().splitlines()[1:]]
-        said += [f"{name}: {checked.odd()}" for name, checked in self.checked.items() if checked.odd()]
+        said = []
+        for found in self.compared:
+            against = f"against {found.labels[1]}, loaded by {ENGINES[found.what]} alone"
+            said.append(f"{found.what}: {against}; the same tokens of texts and chats{found.rounded()}")
+            said += found.text().splitlines()[1:]
+        for name, checked in self.checked.items():
+            odd = f"; {checked.odd()}" if checked.odd() else ""
+            said.append(f"{name}: against the merged model, loaded by llama.cpp; the same: {checked.same()}{odd}")
         said += [f"note: {line}" for line in self.said]
         said += [f"written: {folder}, with a model card (README.md)" for folder in self.folders]
         return said + ([f"uploaded: {self.address}"] if self.address else [])
@@ -129,26 +135,35 @@ def export_run(
     """
     name = player_name(run, player)
     config = Config.model_validate(read_settings(run))
-    out = out or Path(f"{run.resolve().name}-{name}")
-    _prepare(config, name, targets, out, force, pushed, unchecked)
-    source = take(run, name, dtype, merging=targets.merges)
-    out.mkdir(exist_ok=True)
-    job = _Job(run, source, targets, Written(out), unchecked, tell)
-    try:
-        job.write()
-        source.release()
-        job.verify()
-    finally:
-        for partial in (job.adapter, job.whole):
-            remove(partial)
+    out = out or Path(f"{_plain(run.resolve().name)}-{name}")
+    _prepare(run, config, name, targets, out, force, pushed, unchecked)
+    with held(out):
+        source = take(run, name, dtype, merging=targets.merges)
+        made = not out.exists()
+        out.mkdir(exist_ok=True)
+        job = _Job(run, source, targets, Written(out), unchecked, tell)
+        try:
+            job.write()
+            source.release()
+            job.verify()
+        finally:
+            for partial in job.begun:
+                drop(partial)
+            if made and not any(out.iterdir()):
+                out.rmdir()
     if pushed is not None:
         tell(f"uploading to {pushed.to}")
-        job.written.address = push(job.written.folders[0], pushed.to, pushed.private)
+        folder = job.written.folders[0]
+        try:
+            job.written.address = push(folder, pushed.to, pushed.private)
+        except SparringError as error:
+            said = f"{error}; {folder} is written and verified: `hf upload {pushed.to} {folder}` uploads it later"
+            raise type(error)(said) from error
     return job.written
 
 
 def _prepare(
-    config: Config, name: str, targets: Targets, out: Path, force: bool, pushed: Push | None, unchecked: bool
+    run: Path, config: Config, name: str, targets: Targets, out: Path, force: bool, pushed: Push | None, unchecked: bool
 ) -> None:
     """Refuse all that can be refused before a model is loaded."""
     if name == "base":
@@ -158,16 +173,25 @@ def _prepare(
             raise InputError(f"--push uploads one verified folder; --to {' and '.join(targets.folders)} is not that")
         check_push(pushed.to)
     refuse(targets, METHODS[config.method.name], config.method.beside)
-    if out.is_file() or not out.parent.is_dir():
-        free(out, force)
-    for folder in targets.folders if out.is_dir() else ():
-        free(out / folder, force)
+    base = base_of_run(run)
+    if not out.is_dir() or out.is_symlink():
+        free(out, False, base)
+    for folder in targets.folders:
+        if out.is_dir():
+            free(out / folder, force, base)
+    if targets.ollama and '"""' in (config.data.system or ""):
+        raise InputError('the system text holds """, which a Modelfile cannot; export without ollama')
     if not targets.gguf and not targets.lora:
         return
     need("gguf", *([] if unchecked else ["llama_cpp"]))
-    base = find_base(config.model)
-    shape_of(base)  # the architecture, and below the tokenizer
-    vocabulary_of(load_renderer(base, config.model), int(read_config(base, config.model).vocab_size))
+    there = find_base(config.model)
+    shape_of(there)  # the architecture, and below the tokenizer
+    vocabulary_of(load_renderer(there, config.model), int(read_config(there, config.model).vocab_size))
+
+
+def _plain(name: str) -> str:
+    """A name for files, of letters that no shell and no Modelfile takes for anything else."""
+    return re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("._") or "run"
 
 
 @dataclass
@@ -181,59 +205,56 @@ class _Job:
     unchecked: bool
     tell: Tell
 
-    @property
-    def adapter(self) -> Path:
-        """Where the adapter is written first."""
-        return self.written.out / "adapter.partial"
-
-    @property
-    def whole(self) -> Path:
-        """Where the merged model is written first, kept or not."""
-        return self.written.out / "merged.partial"
+    begun: list[Path] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
 
     def write(self) -> None:
         """All that needs the base in memory."""
         if self.targets.adapter:
             self.tell("writing the adapter")
-            write_player(self.source, self.adapter)
+            write_player(self.source, self._begin("adapter"))
         if self.targets.merges:
             self.tell(f"merging in {self.source.model.dtype}")
-            write_merged(self.source, self.whole)
+            write_merged(self.source, self._begin("merged"))
 
     def verify(self) -> None:
         """Every form in its own engine."""
-        out = self.written.out
+        out, begun = self.written.out, list(self.begun)
         if self.targets.adapter:
             self.tell("loading the adapter with PEFT")
-            found = confirm(*compare_adapter(self.source, self.adapter, out / "adapter"))
-            self.written.compared.append(found)
-            self._finish(self.adapter, "adapter")
+            partial = begun.pop(0)
+            self.written.compared.append(confirm(*compare_adapter(self.source, partial, out / "adapter")))
+            self._finish(partial, "adapter")
         if not self.targets.merges:
             return
         self.tell("loading the merged model with transformers")
-        whole, found = self.whole, confirm(*compare_merged(self.source, self.whole, out / "merged"))
+        whole = begun.pop(0)
+        found = confirm(*compare_merged(self.source, whole, out / "merged"))
         if self.targets.merged:
             self.written.compared.append(found)
-            whole = self._finish(self.whole, "merged")
+            whole = self._finish(whole, "merged")
         if self.targets.gguf:
-            moved = (sum(self.source.before) - sum(self.source.attached)) / self.source.tokens
-            self.written.said.append(
-                f"training moved the held-out NLL of the base by {moved:+.2g} nats per token: hold what the files are "
-                "off by against that"
-            )
-            self._gguf(whole)
+            moved = found.nll(1) + sum(found.before) / found.tokens
+            self._gguf(whole, moved)
         if self.targets.lora:
             self._lora(whole)
 
-    def _gguf(self, whole: Path) -> None:
-        """A file for each kind, and Ollama's beside the first."""
+    def _gguf(self, whole: Path, moved: float) -> None:
+        """A file for each kind, and Ollama's beside the first. moved: what training did to the base's NLL per token."""
         partial = self._begin("gguf")
         for kind in self.targets.gguf:
             name = f"{self._stem}-{kind}.gguf"
             self.tell(f"writing {name}" + ("" if self.unchecked else ", and loading it with llama.cpp"))
-            write_gguf(whole, partial / name, kind)
-            with self._setting_aside(partial):
+            write_gguf(whole, partial / name, kind, self._stem)
+            with self._setting_aside(partial, "gguf"):
                 self._check(name, partial / name, whole, kind)
+            checked = self.written.checked.get(name)
+            if checked is not None and checked.file - checked.model > abs(moved):
+                self.lost.append(
+                    f"{name}: writing it as {kind} costs {checked.file - checked.model:+.2g} nats per token, more than "
+                    f"the {moved:+.2g} that training made of the base's; take a larger kind"
+                )
+        self.written.said += self.lost
         if self.targets.ollama:
             source, system = self.source, self.source.config.data.system
             renderer = load_renderer(whole, source.model.model_copy(update={"template": "auto"}))
@@ -249,12 +270,13 @@ class _Job:
         partial, name = self._begin("gguf-lora"), f"{self._stem}-lora.gguf"
         adapter, base = partial / "adapter", partial / "base-f32.gguf"
         self.tell(f"writing {name}" + ("" if self.unchecked else ", and loading it with llama.cpp"))
+        adapter.mkdir()
         write_player(self.source, adapter)
-        write_gguf_adapter(adapter, self.source.base, partial / name)
-        remove(adapter)
-        with self._setting_aside(partial):
+        write_gguf_adapter(adapter, self.source.base, partial / name, self._stem)
+        drop(adapter)
+        with self._setting_aside(partial, "gguf-lora"):
             if not self.unchecked:
-                write_gguf(self.source.base, base, "f32")
+                write_gguf(self.source.base, base, "f32", "base")
             self._check(name, base, whole, "f32", partial / name)
         base.unlink(missing_ok=True)
         self._finish(partial, "gguf-lora")
@@ -263,37 +285,38 @@ class _Job:
         if self.unchecked:
             return
         rows = [(prompt.prompt_ids, prompt.real_ids) for prompt in self.source.prompts]
+        before = iter(self.source.before)
+        parts = [[next(before) for _ in answer] for _, answer in rows]
         system = self.source.config.data.system
         chats = [(Message("system", system), Message("user", "Hello!"))] if self.source.chat and system else []
-        self.written.checked[name] = verify_gguf(file, whole, kind, rows, chats, lora)
+        self.written.checked[name] = verify_gguf(file, whole, kind, rows, chats, lora, parts)
 
     @property
     def _stem(self) -> str:
-        return f"{self.run.resolve().name}-{self.source.name}"
+        return f"{_plain(self.run.resolve().name)}-{self.source.name}"
 
     def _begin(self, kind: str) -> Path:
-        partial = self.written.out / f"{kind}.partial"
-        remove(partial)
-        partial.mkdir()
-        return partial
+        self.begun.append(begin(self.written.out / kind, self.source.mark))
+        return self.begun[-1]
 
     @contextmanager
-    def _setting_aside(self, partial: Path) -> Iterator[None]:
+    def _setting_aside(self, partial: Path, kind: str) -> Iterator[None]:
         """A folder in which something does not hold is kept under a name that says so."""
         try:
             yield
         except LawBroken as error:
-            aside = unverified(partial, partial.with_suffix(""))
+            aside = set_aside(partial, self.written.out / kind)
             raise LawBroken(str(error).replace(str(partial), str(aside))) from error
 
     def _finish(self, partial: Path, kind: str) -> Path:
         """The card, and the name; returns the folder."""
         checked = [f"{name}: {what.said()}" for name, what in self.written.checked.items() if (partial / name).exists()]
         compared = [found.said() for found in self.written.compared if found.what == kind]
-        write_card(self.run, self.source.name, partial, kind, compared + checked)
-        out = self.written.out / kind
+        out, renderer = self.written.out / kind, self.source.renderer()
+        verified = [*compared, *checked, *(self.lost if kind == "gguf" else [])]
+        write_card(self.run, self.source.name, partial, kind, verified, kind, renderer.end_ids, renderer.portable)
         if self.unchecked and kind.startswith("gguf"):
-            out = unverified(partial, out)
+            out = set_aside(partial, out)
             self.written.said.append(f"{out} is not verified: llama.cpp was not asked")
         else:
             place(partial, out)

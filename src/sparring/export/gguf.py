@@ -28,9 +28,10 @@ from sparring.models.base import load_renderer
 _ROWS = 4096
 
 
-def write_gguf(folder: Path, out: Path, kind: str) -> None:
+def write_gguf(folder: Path, out: Path, kind: str, name: str = "") -> None:
     """Write a model folder in Hugging Face layout, such as `sparring merge` makes, to the file `out`.
 
+    name  what the model is called in the file; default: as its folder
     kind  a row of KINDS. Norms, biases and position tables stay in 32 bits. Below 8 bits the head, or the embedding
           that serves as the head, has 8. A matrix whose rows are no multiple of a block of 32 has 16.
     Raises InputError for an unknown kind, ModelError for a model or tokenizer that llama.cpp does not run as
@@ -47,7 +48,7 @@ def write_gguf(folder: Path, out: Path, kind: str) -> None:
         vocabulary = vocabulary_of(renderer, rows)
         with writing(out, shape.family.arch) as writer:
             writer.add_type("model")
-            writer.add_name(folder.resolve().name)
+            writer.add_name(name or folder.resolve().name)
             describe(writer, shape, rows)
             vocabulary.write(writer)
             if isinstance(renderer.tokenizer.chat_template, str):

@@ -18,7 +18,7 @@ from sparring.models.adapters import read_adapter
 _PART = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight$")
 
 
-def write_gguf_adapter(adapter: Path, base: Path, out: Path) -> None:
+def write_gguf_adapter(adapter: Path, base: Path, out: Path, name: str = "") -> None:
     """Write a PEFT adapter folder as the file `out`, in 32 bits. base: the folder of the model that it belongs to.
 
     llama.cpp scales B·A by alpha/r. Where PEFT scales in another way (rsLoRA, alpha_pattern), B is multiplied by
@@ -34,7 +34,7 @@ def write_gguf_adapter(adapter: Path, base: Path, out: Path) -> None:
     pairs = _pairs(adapter, shape, tensors)
     with writing(out, shape.family.arch) as writer:
         writer.add_type("adapter")
-        writer.add_name(adapter.resolve().name)
+        writer.add_name(name or adapter.resolve().name)
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", float(config.lora_alpha))
         halves = []

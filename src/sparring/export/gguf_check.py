@@ -24,7 +24,7 @@ from sparring.errors import InputError, LawBroken
 from sparring.export.engines import need
 from sparring.export.gguf_family import shape_of
 from sparring.export.gguf_texts import compare_chats, compare_texts
-from sparring.export.gguf_tokenizer import ASKED
+from sparring.export.gguf_tokenizer import ASKED, adds_bos, special_ids
 from sparring.export.targets import KINDS
 from sparring.models.base import load_base, load_renderer
 
@@ -40,6 +40,7 @@ TOLERANCE = {
 # as two ways of computing one model differ. Quantised files may go on in another way, and are not asked.
 TIE = {"f32": 0.01, "f16": 0.05}
 
+UNMOVED = 1e-3  # nats per token: a player that training moved no further cannot be told from its base
 ROWS, LENGTH, GREEDY = 16, 1024, 32  # held-out rows that are taken, their tokens at most, tokens that are continued
 LOGITS = 2**27  # numbers that llama-cpp-python may hold of one row: 512 MiB
 
@@ -115,12 +116,14 @@ def verify_gguf(
     rows: Sequence[Row],
     chats: Sequence[Chat] = (),
     lora: Path | None = None,
+    before: Sequence[Sequence[float]] = (),
 ) -> Checked:
     """Load the file in llama.cpp and hold it against the model folder that it was made from.
 
     rows   held-out (prompt ids, answer ids), each of one token at least; the first few are taken, long ones cut
     chats  conversations that are to render to the same tokens, besides some of our own; only with a chat template
     lora   a GGUF adapter that goes with the file; `folder` is then the model with the adapter merged
+    before  log p of each row's tokens under the base that was trained: the file must be nearer to the model
     Raises LawBroken naming what differs; the file (or the adapter) then has the name `*.unverified.gguf`.
     """
     need("gguf", "llama_cpp")
@@ -134,11 +137,12 @@ def verify_gguf(
     renderer = load_renderer(folder, ModelConfig(base=str(folder)))
     suspect = file if lora is None else lora
     try:
-        heard = _listen(file, lora, renderer, kind, chosen, [*ASKED, *chats])
+        heard = _listen(file, lora, renderer, kind, chosen, [*ASKED, *chats], shape.context)
     except ValueError as error:  # llama.cpp cannot load it
         raise _unverified(suspect, [f"llama.cpp cannot load it ({error})"]) from error
     gc.collect()
-    found, differ = _compare(folder, renderer, kind, chosen, heard)
+    whole = {n: before[n] for n, row in enumerate(rows[:ROWS]) if before and row == chosen[n]}
+    found, differ = _compare(folder, renderer, kind, chosen, heard, whole)
     wrong = [*heard.differ, *differ]
     if not abs(found.file - found.model) <= TOLERANCE[kind]:
         wrong.append(
@@ -172,7 +176,13 @@ def _unverified(file: Path, wrong: list[str]) -> LawBroken:
 
 
 def _listen(
-    file: Path, lora: Path | None, renderer: Renderer, kind: str, rows: Sequence[Row], chats: Sequence[Chat]
+    file: Path,
+    lora: Path | None,
+    renderer: Renderer,
+    kind: str,
+    rows: Sequence[Row],
+    chats: Sequence[Chat],
+    context: int,
 ) -> _Heard:
     import llama_cpp
 
@@ -193,9 +203,22 @@ def _listen(
         greedy = [_continued(engine, prompt, renderer.end_ids) for prompt, _ in rows] if kind in TIE else []
         differ, texts, apart = compare_texts(engine, renderer, [prompt for prompt, _ in rows])
         more, rendered = compare_chats(engine, renderer, chats)
-        return _Heard(logprobs, greedy, differ + more, texts, rendered, apart)
+        said = _other_numbers(engine.metadata, renderer, context)
+        return _Heard(logprobs, greedy, said + differ + more, texts, rendered, apart)
     finally:
         engine.close()
+
+
+def _other_numbers(metadata: dict[str, str], renderer: Renderer, context: int) -> list[str]:
+    """Special tokens and the context, where the file says others than the model has."""
+    wanted = {f"tokenizer.ggml.{name}_token_id": str(number) for name, number in special_ids(renderer).items()}
+    wanted |= {
+        "tokenizer.ggml.add_bos_token": str(adds_bos(renderer)).lower(),
+        "tokenizer.ggml.add_eos_token": "false",
+        f"{metadata.get('general.architecture')}.context_length": str(context),
+    }
+    found = {key: metadata.get(key) for key in wanted}
+    return [f"{key} is {found[key]}, and not {value}" for key, value in wanted.items() if found[key] != value]
 
 
 @cache
@@ -236,9 +259,17 @@ def _continued(engine: Any, prompt: list[int], ends: Sequence[int]) -> list[int]
 
 @torch.no_grad()
 def _compare(
-    folder: Path, renderer: Renderer, kind: str, rows: Sequence[Row], heard: _Heard
+    folder: Path,
+    renderer: Renderer,
+    kind: str,
+    rows: Sequence[Row],
+    heard: _Heard,
+    before: dict[int, Sequence[float]],
 ) -> tuple[Checked, list[str]]:
-    """(what was measured, greedy tokens that are not the model's): with the folder's weights in fp32."""
+    """(what was measured, what is not the model's): with the folder's weights in fp32.
+
+    before  by row: log p of its tokens under the base
+    """
     model = load_base(folder, ModelConfig(base=str(folder), dtype="fp32", device="cpu"), renderer).model
     mine = [_picked(_logits(model, prompt, answer), answer) for prompt, answer in rows]
     differ, ties, count = [], 0, 0
@@ -253,6 +284,7 @@ def _compare(
                 f"greedy token {place + 1} after a prompt of {len(prompt)} is {float(gaps_G[place]):.3g} below the "
                 f"model's likeliest in its logits (a tie is {TIE[kind]:g})"
             )
+    differ += _nearer_to_base(heard.logprobs, mine, before)
     theirs, ours = np.concatenate(heard.logprobs), np.concatenate(mine)
     found = Checked(
         kind,
@@ -268,6 +300,20 @@ def _compare(
         heard.apart,
     )
     return found, differ
+
+
+def _nearer_to_base(theirs: Sequence[Any], ours: Sequence[Any], before: dict[int, Sequence[float]]) -> list[str]:
+    """Whether the file's answers are as those of the base, before training, rather than the model's; in words."""
+    if not before:
+        return []
+    file, model, base = (np.concatenate([part[n] for n in before]) for part in (theirs, ours, before))
+    moved, to_model, to_base = (float(np.sqrt(np.mean(gap**2))) for gap in (model - base, file - model, file - base))
+    if moved < UNMOVED or to_model < to_base:
+        return []
+    return [
+        f"the log-prob of a token is {to_model:.2g} nats from the model's and {to_base:.2g} from the untrained base's "
+        "(root mean squares), so nothing is left of what training did"
+    ]
 
 
 def _logits(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:

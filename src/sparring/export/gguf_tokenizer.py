@@ -138,7 +138,7 @@ def vocabulary_of(renderer: Renderer, rows: int) -> Vocabulary:
         types,
         _scores(tokens, merges) if pieces else [],
         [" ".join(pair) for pair in merges],
-        _ids(renderer),
+        special_ids(renderer),
         adds_bos(renderer),
         pieces and _opens(renderer),
     )
@@ -162,7 +162,7 @@ def _of_letters(renderer: Renderer, content: dict[str, Any], letters: dict[int, 
         known[written[number]] = number
     tokens, types = _tokens({**content, "model": {**content["model"], "vocab": known}}, rows, pieces=False)
     never = f"{tokens[0]} {tokens[0]}"  # llama.cpp asks for merges; this one finds nothing to merge
-    return Vocabulary("gpt2", "gpt-2", tokens, types, [], [never], _ids(renderer), adds_bos(renderer), False)
+    return Vocabulary("gpt2", "gpt-2", tokens, types, [], [never], special_ids(renderer), adds_bos(renderer), False)
 
 
 def adds_bos(renderer: Renderer) -> bool:
@@ -275,7 +275,8 @@ def _scores(tokens: list[str], merges: Sequence[tuple[str, ...]]) -> list[float]
     return [-float(ranks.get(token, 2 * len(merges) + 1)) for token in tokens]
 
 
-def _ids(renderer: Renderer) -> dict[str, int]:
+def special_ids(renderer: Renderer) -> dict[str, int]:
+    """By GGUF's names: bos, eos, eot, unk, pad, those that there are."""
     tokenizer = renderer.tokenizer
     given = {
         "bos": tokenizer.bos_token_id,

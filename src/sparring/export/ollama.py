@@ -84,6 +84,9 @@ def modelfile(file: str, renderer: Renderer, context: int, chat: bool = True, sy
         )
     if parts is not None and "strftime" in renderer.template:
         said = "The chat template writes the day's date; the Modelfile's is that of the day it was made."
+    if parts is not None and _trims(renderer):
+        more = "The chat template takes white space around a turn away, which Ollama does not."
+        said = f"{said} {more}".strip()
     if '"""' in system:
         raise InputError('the system text holds """, which a Modelfile cannot; write it with other quotes')
     lines = [f"# {said}"] * bool(said) + [f"FROM ./{file}"]
@@ -129,6 +132,12 @@ def parts_of(renderer: Renderer) -> Parts | None:
         bos = renderer.tokenizer.bos_token
         return Parts(first.removeprefix(bos), system.removeprefix(bos), after, answer, next_)
     return parts
+
+
+def _trims(renderer: Renderer) -> bool:
+    """Whether outer white space of a turn is lost."""
+    plain = Renderer(renderer.tokenizer, renderer.portable)
+    return " bq-user-bq\n" not in plain.text((Message("user", " bq-user-bq\n"),), ask=True)
 
 
 def _between(text: str, messages: Sequence[Message]) -> list[str]:

@@ -43,12 +43,14 @@ def push(folder: Path, to: str, private: bool = True) -> str:
 
 def check_push(to: str) -> None:
     """Refuse, before any work is done, a bad name and a missing token. Nothing is sent."""
-    from huggingface_hub import get_token
+    from huggingface_hub import constants, get_token
 
     if to.count("/") != 1:
         raise InputError(f'"{to}" is not owner/name, such as me/my-model; give it so')
     if get_token() is None:
         raise InputError("there is no token for the hub; set HF_TOKEN, or log in once with `hf auth login`")
+    if constants.HF_HUB_OFFLINE:
+        raise RunError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it")
 
 
 def _finished(folder: Path) -> None:
@@ -57,7 +59,7 @@ def _finished(folder: Path) -> None:
         raise InputError(f"{folder} is not a folder; give one that `sparring export` wrote")
     if (folder / "run.lock.yaml").exists() or (folder / "study.lock.yaml").exists():
         raise InputError(f"{folder} is a run, with its data in it; export a player, and give that folder")
-    if folder.name.endswith(".unverified") or any(folder.rglob("*.unverified.*")):
+    if ".unverified" in folder.name or any(folder.rglob("*.unverified.*")):
         raise InputError(f"{folder} was not found to be the player; export it again, and see what is said")
     if folder.name.endswith(".partial") or any(folder.rglob("*.tmp")):
         raise InputError(f"{folder} is not finished; export the player again")

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sparring.browse import Opened, open_player
+from sparring.browse import Opened, open_player, read_settings
 from sparring.config import Config, ModelConfig
 from sparring.data.messages import Renderer
 from sparring.data.pairs import Prompt, Rows
 from sparring.errors import InputError, ModelError, RunError
-from sparring.evaluation.nll import real_logprobs
 from sparring.methods import method_of
 from sparring.models.adapters import settings_of
 from sparring.models.base import DTYPES, Base, find_base, load_base, load_renderer, read_config
 from sparring.models.players import Player, Ring
 from sparring.models.quantised import described, stored_as
+from sparring.models.scoring import score_tokens
 from sparring.models.whole import WEIGHTS as WHOLE
 from sparring.names import player_name
 
@@ -34,8 +34,8 @@ class Source:
     config   the run's
     model    its section `model`, with the base not quantised and in the dtype that is exported
     base     the base's folder
-    label    what the run's player is called; own: log p [N] of the real answers under it as the run held it
-    plain    the same of base and player in the dtype that is exported; attached: its log p [N]
+    label    what the run's player is called; own: log p [N] of every token of the real answers under it
+    plain    what base and player are called in the dtype that is exported; attached: log p [N] under them
     before   log p [N] under the base alone, in that dtype
     """
 
@@ -52,6 +52,7 @@ class Source:
     plain: str
     attached: list[float]
     before: list[float]
+    fingerprint: str
     _ring: Ring | None
 
     @property
@@ -72,13 +73,19 @@ class Source:
         return (self.player.adapters[-1] / WHOLE).exists()
 
     @property
-    def tokens(self) -> int:
-        """Of the answers."""
-        return sum(len(prompt.real_ids) for prompt in self.prompts)
+    def mark(self) -> dict[str, str]:
+        """What an export says of where it comes from."""
+        return {"made by": "sparring export", "player": self.player.fingerprint, "base": self.fingerprint}
 
     def renderer(self) -> Renderer:
         """The tokenizer and the template that the run used; a tokenizer of one's own, to change and write."""
         return load_renderer(self.base, self.model)
+
+
+def base_of_run(run: Path) -> Path | None:
+    """The folder of a run's base, if it is a folder."""
+    folder = Path(str(read_settings(run)["model"]["base"])).expanduser()
+    return folder if folder.is_dir() else None
 
 
 def take(run: Path, player: str, dtype: str | None, merging: bool = True) -> Source:
@@ -94,7 +101,7 @@ def take(run: Path, player: str, dtype: str | None, merging: bool = True) -> Sou
     folder = _checked(opened, merging)
     prompts: Sequence[Prompt] = Rows([run / "data" / "eval.arrow"], Prompt)[:ROWS]
     ring, tokens = opened.ring, opened.config.optimiser.micro_batch_tokens
-    own = real_logprobs(ring.seat(opened.player), ring.base, prompts, tokens)
+    own = token_values(ring, opened.player, prompts, tokens)
     kind = "whole model" if ring.row.whole else "base + adapter"
     label = _label(ring.base, opened.config.model, "" if ring.row.whole else " + adapter")
     dtype = dtype or next(key for key, value in DTYPES.items() if value == ring.base.dtype)
@@ -110,10 +117,18 @@ def take(run: Path, player: str, dtype: str | None, merging: bool = True) -> Sou
         # the one place where a player sits on another base than it was trained on: the same one, before it was
         # quantised, or in another dtype
         ring = Ring(replace(base, fingerprint=fingerprint), config.method, config.model.base)
-        attached = real_logprobs(ring.seat(who), base, prompts, tokens)
-    before = real_logprobs(ring.seat(Player.untrained(ring.base)), ring.base, prompts, tokens)
+        attached = token_values(ring, who, prompts, tokens)
+    before = token_values(ring, Player.untrained(ring.base), prompts, tokens)
     plain = f"{kind} in {dtype}"
-    return Source(run, name, config, model, folder, who, chat, prompts, label, own, plain, attached, before, ring)
+    values = (label, own, plain, attached, before)
+    return Source(run, name, config, model, folder, who, chat, prompts, *values, ring.base.fingerprint, ring)
+
+
+def token_values(ring: Ring, player: Player, prompts: Sequence[Prompt], tokens: int) -> list[float]:
+    """log p [N] of every token of the real answers under a player. tokens: at once."""
+    rows = [(prompt.prompt_ids, prompt.real_ids) for prompt in prompts]
+    found = score_tokens(ring.seat(player), ring.base, rows, tokens)
+    return [float(value) for answer in found for value in answer]
 
 
 def _checked(opened: Opened, merging: bool) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from sparring.errors import InputError, nearest
@@ -56,6 +57,10 @@ def read_targets(words: str) -> Targets:
         if name != "gguf" and kind:
             raise InputError(f'--to "{word}": {name} has no kinds; give {name}')
         kind = kind or DEFAULT
+        if re.match(r"i?q\d_(k|xs|xxs|s|m|nl)", kind):
+            raise InputError(
+                f"{kind} is not written here; export gguf:f16, and make it with llama.cpp's llama-quantize"
+            )
         if kind not in (*KINDS, LORA):
             raise InputError(f'GGUF kind "{kind}" is not known; {nearest(kind, (*KINDS, LORA))}')
         if name == "gguf" and kind != LORA:
