@@ -652,7 +652,7 @@ def test_ties_are_counted_and_worse_tokens_named(made):
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(gguf_check.TIE, "f16", tie)
             heard = gguf_check._Heard(silent, [[int(top.indices[1])]], [], 0, 0, 0)
-            found, differ = gguf_check._compare(folder, renderer, "f16", rows, heard)
+            found, differ = gguf_check._compare(folder, renderer, "f16", rows, heard, {})
         assert (found.ties, len(differ), found.greedy) == (ties, wrong, 1)
 
 

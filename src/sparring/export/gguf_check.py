@@ -211,7 +211,9 @@ def _listen(
 
 def _other_numbers(metadata: dict[str, str], renderer: Renderer, context: int) -> list[str]:
     """Special tokens and the context, where the file says others than the model has."""
-    wanted = {f"tokenizer.ggml.{name}_token_id": str(number) for name, number in special_ids(renderer).items()}
+    named = {"unk": "unknown", "pad": "padding"}
+    numbers = special_ids(renderer)
+    wanted = {f"tokenizer.ggml.{named.get(name, name)}_token_id": str(number) for name, number in numbers.items()}
     wanted |= {
         "tokenizer.ggml.add_bos_token": str(adds_bos(renderer)).lower(),
         "tokenizer.ggml.add_eos_token": "false",
