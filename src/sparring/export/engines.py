@@ -17,6 +17,6 @@ def need(*modules: str) -> None:
         verb = "is" if len(missing) == 1 else "are"
         raise InputError(
             f"GGUF needs {' and '.join(missing)}, which {verb} not installed; install with: "
-            "pip install 'sparring[gguf]' (llama-cpp-python is built from source, minutes with a C++ compiler); --unverified "
-            "exports without it"
+            "pip install 'sparring[gguf]' (llama-cpp-python is built from source, some ten minutes with a C++ "
+            "compiler); --unverified exports without it"
         )
