@@ -44,6 +44,24 @@ def disagreement(run: Run) -> str:
     )
 
 
+def scorer_and_nll(run: Run) -> str:
+    """Of self-play with a scorer: whether it and held-out NLL would choose the same player; empty without a scorer."""
+    rows = {name: row for name, row in run.scores.items() if name == run.start or name.isdecimal()}
+    rewards = {name: value for name, row in rows.items() if (value := number(row, "reward")) is not None}
+    losses = {name: value for name, row in rows.items() if (value := number(row, "nll")) is not None}
+    if len(rewards) < 2 or rewards.keys() != losses.keys():
+        return ""
+    high, low = max(rewards, key=lambda name: rewards[name]), min(losses, key=lambda name: losses[name])
+    scorer = text(rows[high].get("scorer"))
+    if high == low:
+        return f"The scorer ({scorer}) and held-out NLL agree on {run.label(high)}."
+    return (
+        f"The scorer and likelihood disagree: by mean held-out reward ({scorer}) {run.label(high)} is best "
+        f"({fixed(rewards[high])} against {fixed(rewards[low])}), by held-out NLL {run.label(low)} "
+        f"({fixed(losses[low])} against {fixed(losses[high])})."
+    )
+
+
 def reward_gain(row: Row) -> tuple[float, float, float] | None:
     """(mean, low, high) of the paired difference in reward to θ_0, if it was measured."""
     found = row.get("reward_difference")
