@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparring.config import Config
-from sparring.errors import InputError, RewardError
+from sparring.errors import InputError
 from sparring.models.players import Ring
 from sparring.rewards.build import make_scorer
 from sparring.rewards.model import find_reward
@@ -49,10 +49,6 @@ def chooser(config: Config, ring: Ring, path: str | None, best_of: int) -> Score
 def choose_best(scorer: Scorer, prompt_ids: list[int], answers: Sequence[list[int]]) -> tuple[int, list[float]]:
     """(which of the answers, as token ids, is best; the scores of all). The scorer may take the ring's seat."""
     scores = scorer([Answered(prompt_ids, ids, []) for ids in answers])
-    if len(scores) != len(answers):
-        raise RewardError(
-            f"scorer {scorer.label} gave {len(scores)} scores for {len(answers)} answers; one each is due"
-        )
     return best(scores), scores
 
 

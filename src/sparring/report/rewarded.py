@@ -51,14 +51,16 @@ def scorer_and_nll(run: Run) -> str:
     losses = {name: value for name, row in rows.items() if (value := number(row, "nll")) is not None}
     if len(rewards) < 2 or rewards.keys() != losses.keys():
         return ""
-    high, low = max(rewards, key=lambda name: rewards[name]), min(losses, key=lambda name: losses[name])
+    low = min(losses, key=lambda name: losses[name])
+    high = max(rewards, key=lambda name: (rewards[name], name == low))  # of equals, no disagreement
     scorer = text(rows[high].get("scorer"))
+    gain = f" Its reward less that of {run.label(run.start)}: {_gain(rows[high])}." if high != run.start else ""
     if high == low:
-        return f"The scorer ({scorer}) and held-out NLL agree on {run.label(high)}."
+        return f"The scorer ({scorer}) and held-out NLL agree on {run.label(high)}.{gain}"
     return (
-        f"The scorer and likelihood disagree: by mean held-out reward ({scorer}) {run.label(high)} is best "
-        f"({fixed(rewards[high])} against {fixed(rewards[low])}), by held-out NLL {run.label(low)} "
-        f"({fixed(losses[low])} against {fixed(losses[high])})."
+        f"The scorer and likelihood disagree: by held-out NLL {run.label(low)} is best ({fixed(losses[low])} against "
+        f"{fixed(losses[high])}), by mean held-out reward ({scorer}) {run.label(high)} ({fixed(rewards[high])} against "
+        f"{fixed(rewards[low])}).{gain}"
     )
 
 
