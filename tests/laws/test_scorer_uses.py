@@ -156,7 +156,7 @@ def test_a_fall_ends_the_iteration_and_is_rolled_back(tmp_path: Path) -> None:
 
 def test_looking_changes_nothing_that_is_learnt(tmp_path: Path) -> None:
     """With dropout, whose random numbers a look must not use up; by rules, and by players on a base of its own."""
-    free = [*FREE, "selfplay.lr=4e-3", "selfplay.epochs=2"]
+    free = [*FREE, "selfplay.lr=4e-3", "selfplay.batch_size=4"]
     plain = played(tmp_path, *free)
     implicit = f"scorer={{name: implicit, run: '{plain}', player: '0', reference: base}}"
     for name, scorer in (("rules", "scorer=validity"), ("players", implicit)):
