@@ -100,6 +100,8 @@ SURFACE = {
         "--max-new-tokens",
         "--seed",
         "--system",
+        "--best-of",
+        "--scorer",
         "--runs",
     },
     "compare": {"--axis"},
@@ -124,7 +126,16 @@ SURFACE = {
     "mt-bench": {"--questions", "--player", "--model-id", "--limit", "--max-new-tokens", "--out", "--runs"},
     "serve": {"--engine", "--player", "--host", "--port", "--api-key", "--show", "--runs"},
     "reward": {"--out", "--runs", "--json"},
-    "sample": {"--player", "--count", "--seed", "--temperature", "--max-new-tokens", "--runs"},
+    "sample": {
+        "--player",
+        "--count",
+        "--seed",
+        "--temperature",
+        "--max-new-tokens",
+        "--best-of",
+        "--scorer",
+        "--runs",
+    },
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,17 +173,25 @@ def read_settings(run: Path) -> dict[str, Any]:
 
 
 def answer(
-    run: Path, prompt: str, player: str, count: int, seed: int, temperature: float, max_new_tokens: int
-) -> list[str]:
-    """Answers of one player of a run. `player`: best, base, sft, or an iteration's number."""
+    run: Path, prompt: str, player: str, count: int, seed: int, temperature: float, max_new_tokens: int,
+    best_of: int = 1, scorer: str | None = None, told: Callable[[str], None] | None = None,
+) -> list[str]:  # fmt: skip
+    """Answers of one player of a run. `player`: best, base, sft, or an iteration's number.
+
+    best_of  of so many each is the best, by the run's scorer or the reward model in the folder `scorer`
+    told     called with what choosing did, once for each answer
+    """
     if not prompt.strip():
         raise InputError("the prompt is empty; give some text, or - to read standard input")
-    opened = open_player(run, player)
 
+    from sparring.best_of import choose_best, chooser, chooser_settings, said_of_choice
+    from sparring.config import Config
     from sparring.data.messages import Message
     from sparring.generation.local import LocalGenerator
     from sparring.generation.sampling import stream_keys
 
+    chooser_settings(Config.model_validate(read_settings(run)), scorer, best_of)  # what is wrong is said at once
+    opened = open_player(run, player)
     config, ring = opened.config, opened.ring
     renderer = ring.base.renderer
     system = (Message("system", config.data.system),) if opened.chat and config.data.system else ()
@@ -193,8 +202,19 @@ def answer(
         )
     settings = config.generation.model_copy(update={"temperature": temperature})
     generator = LocalGenerator(ring.seat(opened.player, settings.merge), ring.base, settings)
-    keys = stream_keys(seed, 0, [0] * count, list(range(count)))
-    return [renderer.decode(given.ids) for given in generator([ids] * count, keys, max_new_tokens)]
+    total = count * best_of
+    keys = stream_keys(seed, 0, [0] * total, list(range(total)))
+    given = [one.ids for one in generator([ids] * total, keys, max_new_tokens)]
+    judge = chooser(config, ring, scorer, best_of)
+    if judge is None:
+        return [renderer.decode(one) for one in given]
+    chosen = []
+    for start in range(0, total, best_of):
+        place, scores = choose_best(judge, ids, given[start : start + best_of])
+        chosen.append(renderer.decode(given[start + place]))
+        if told is not None:
+            told(said_of_choice(judge, scores))
+    return chosen
 
 
 def _chats(run: Path) -> bool:

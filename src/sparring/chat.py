@@ -15,15 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from sparring.browse import another, find_run, is_model, open_model, open_player
-from sparring.config import GenerationConfig
+from sparring.best_of import choose_best, chooser, chooser_settings
+from sparring.browse import another, find_run, is_model, open_model, open_player, read_settings
+from sparring.config import Config, GenerationConfig
 from sparring.data.messages import Message
 from sparring.errors import InputError, nearest
+from sparring.generation.base import Answer
 from sparring.generation.local import LocalGenerator
 from sparring.generation.sampling import stream_keys
 from sparring.models.players import Player, Ring
 from sparring.names import player_name
 from sparring.report.records import read_run
+from sparring.rewards.scorer import Scorer
 
 Told = Callable[[str], None]
 
@@ -95,6 +98,7 @@ class Chat:
 
     template  False: the model continues text, with no template and no memory
     asked     questions since the start or the last reset; each has random numbers of its own
+    best_of   how many answers `scorer` chooses from; with more than one, an answer is shown when it is whole
     """
 
     ring: Ring
@@ -105,6 +109,8 @@ class Chat:
     limit: int = 256
     system: str = ""
     asked: int = 0
+    best_of: int = 1
+    scorer: Scorer | None = None
 
     def ask(self, question: str, show: Callable[[Voice], Told], any_order: bool = False) -> list[Said]:
         """Every voice's answer; `show(voice)` gives what is called with each piece of its text.
@@ -144,9 +150,13 @@ class Chat:
                 with unbroken():
                     self.ring.seat(voice.player, self.settings.merge)
             generator = LocalGenerator(self.ring.model, self.ring.base, self.settings)
-            keys = stream_keys(self.seed, 0, [self.asked], [0])
-            given = generator([ids], keys, self.limit, lambda _, token: told(spelling.add(token)))
-            cut = given[0].finish == "length"
+            keys = stream_keys(self.seed, 0, [self.asked] * self.best_of, list(range(self.best_of)))
+            if self.scorer is None:
+                given = generator([ids], keys, self.limit, lambda _, token: told(spelling.add(token)))[0]
+            else:
+                given = self._chosen(ids, generator([ids] * self.best_of, keys, self.limit), self.scorer)
+                spelling.ids = list(given.ids)
+            cut = given.finish == "length"
         except KeyboardInterrupt:
             stopped = True
         told(spelling.rest())
@@ -154,6 +164,11 @@ class Chat:
             voice.turns.append((question, spelling.shown))
             voice.left = left
         return Said(spelling.shown, cut, stopped, dropped)
+
+    def _chosen(self, ids: list[int], answers: list[Answer], scorer: Scorer) -> Answer:
+        """The best answer by the scorer, which may take the seat."""
+        with unbroken():
+            return answers[choose_best(scorer, ids, [answer.ids for answer in answers])[0]]
 
     def _prompt(self, voice: Voice, question: str) -> tuple[list[int], int]:
         """(token ids, how many of the oldest turns are left out). A quarter of the context is kept for the answer."""
@@ -209,6 +224,8 @@ class Wishes:
     max_new_tokens: int = 256
     seed: int = 0
     system: str | None = None
+    best_of: int = 1
+    scorer: str | None = None
 
 
 def open_chat(which: str, runs: Path, wishes: Wishes) -> Chat:
@@ -224,6 +241,7 @@ def open_chat(which: str, runs: Path, wishes: Wishes) -> Chat:
         names = [player_name(run, name) for name in (wishes.player, *([wishes.vs] if wishes.vs else []))]
         if len(set(names)) < len(names):
             raise InputError(f"both are {names[0]}; give another player with --vs")
+        chooser_settings(Config.model_validate(read_settings(run)), wishes.scorer, wishes.best_of)
         opened, record = open_player(run, names[0]), read_run(run)
         voices = [record.label(name) for name in names]
         players = [opened.player, *(another(run, name, opened.ring) for name in names[1:])]
@@ -239,6 +257,8 @@ def open_chat(which: str, runs: Path, wishes: Wishes) -> Chat:
         wishes.seed,
         wishes.max_new_tokens,
         (opened.config.data.system if wishes.system is None else wishes.system) or "" if opened.chat else "",
+        best_of=wishes.best_of,
+        scorer=chooser(opened.config, opened.ring, wishes.scorer, wishes.best_of),
     )
 
 

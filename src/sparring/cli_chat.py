@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sparring.cli_evaluate import PlayerOption, RunsOption
+from sparring.cli_evaluate import BestOfOption, PlayerOption, RunsOption, ScorerOption
 
 app = typer.Typer()
 
@@ -23,6 +23,8 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     system: Annotated[str | None, typer.Option(help="what the model is told first; default: the run's")] = None,
+    best_of: BestOfOption = 1,
+    scorer: ScorerOption = None,
     folder: RunsOption = "runs",
 ) -> None:
     """Talk with a player, or with two side by side. Input from a pipe: one answer per line, as plain text."""
@@ -31,7 +33,8 @@ def chat(
     from sparring.chat import Wishes, open_chat
     from sparring.chat_terminal import answer_lines, talk
 
-    opened = open_chat(which, Path(folder), Wishes(player, vs, temperature, top_p, max_new_tokens, seed, system))
+    wishes = Wishes(player, vs, temperature, top_p, max_new_tokens, seed, system, best_of, scorer)
+    opened = open_chat(which, Path(folder), wishes)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         answer_lines(opened, sys.stdin.buffer, sys.stdout, sys.stderr)
         return

@@ -14,6 +14,8 @@ app = typer.Typer()
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="a run's folder or name, or `last`")]
 RunsOption = Annotated[str, typer.Option("--runs", help="the folder that holds the runs")]
 PlayerOption = Annotated[str, typer.Option(help="best, base, sft, or an iteration's number")]
+BestOfOption = Annotated[int, typer.Option("--best-of", min=1, help="answer so often, and take the best by the scorer")]
+ScorerOption = Annotated[str | None, typer.Option(help="a run of `sparring reward`; default: the run's own scorer")]
 JsonOption = Annotated[bool, typer.Option("--json", help="the result as one line of JSON, for machines")]
 
 
@@ -26,13 +28,16 @@ def sample(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     temperature: Annotated[float, typer.Option(min=0)] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    best_of: BestOfOption = 1,
+    scorer: ScorerOption = None,
     folder: RunsOption = "runs",
 ) -> None:
     """Let a player of a run answer a prompt."""
     from sparring.browse import answer, find_run
 
     text = sys.stdin.read() if prompt == "-" else prompt
-    for line in answer(find_run(which, Path(folder)), text, player, count, seed, temperature, max_new_tokens):
+    wanted = (player, count, seed, temperature, max_new_tokens, best_of, scorer)
+    for line in answer(find_run(which, Path(folder)), text, *wanted, lambda said: print(said, file=sys.stderr)):
         print(line)
 
 

@@ -8,20 +8,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from sparring.config_compare import ArmConfig, AxisConfig, CompareConfig
 from sparring.config_dpo import DPOConfig
+from sparring.config_evaluation import EvaluationConfig, PromptingConfig, check_scorer_uses
 from sparring.config_inputs import DataConfig, ModelConfig
 from sparring.config_reinforce import ReinforceConfig
 from sparring.config_reward import RewardConfig
-from sparring.evaluation.extract import extractor
 from sparring.methods import METHODS, Settings, method_of
 from sparring.methods.lora import LoRA
 from sparring.rewards.settings import ScorerConfig
 from sparring.section import NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
 
-__all__ = ["ArmConfig", "AxisConfig", "CompareConfig", "Config", "DataConfig", "MethodConfig", "ModelConfig"]
+__all__ = [
+    "ArmConfig",
+    "AxisConfig",
+    "CompareConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "PromptingConfig",
+]
 
 T = TypeVar("T")
 SLOWER = 20  # self-play's learning rate, where it is not given, is so many times lower than fine-tuning's
@@ -114,6 +124,14 @@ class SelfPlayConfig(Section):
     budget: BudgetConfig | None = Field(
         None, description="spend this on self-play in all, generation included, instead of `epochs`"
     )
+    stop_score_drop: PositiveInt | None = Field(
+        None,
+        description="stop an iteration when at so many checks in a row the scorer's held-out mean is below that of its "
+        "start for certain; default: never",
+    )
+    keep_pairs: Literal["all", "better"] = Field(
+        "all", description="better: leave out synthetic answers that the scorer does not put below the real one"
+    )
 
 
 class GenerationConfig(Section):
@@ -144,40 +162,6 @@ class OptimiserConfig(Section):
     save_every: PositiveInt | None = Field(
         None, description="optimiser steps between checkpoints; default: about one a minute"
     )
-
-
-class PromptingConfig(Section):
-    """What a test prompt is wrapped in: what no training gives."""
-
-    style: Literal["none", "rules", "few_shot", "chain_of_thought", "reflection"] = "none"
-    rules: str | None = Field(None, description="a text file with the rule sheet; default: a general one")
-    shots: PositiveInt = Field(4, description="examples from the training data, for few_shot")
-
-
-class EvaluationConfig(Section):
-    """How players are judged on held-out prompts."""
-
-    select: Literal["nll", "exact_kl", "match"] = Field(
-        "nll",
-        description="the held-out metric that chooses the best iteration; exact_kl: laboratory only; match: the share "
-        "of sampled answers that match the real one, needs `match`",
-    )
-    samples: PositiveInt = Field(1, description="answers sampled per held-out prompt")
-    match: str | None = Field(
-        None,
-        description="what of an answer must equal the real one's: whole, last_number, or a regular expression, whose "
-        "last match counts (its first group, if it has one)",
-    )
-    temperature: PositiveFloat = Field(1.0, description="logits are divided by it when players are judged")
-    prompting: PromptingConfig = Field(default_factory=lambda: PromptingConfig())
-    show: Annotated[int, Field(ge=0)] = Field(6, description="prompts shown side by side in the report")
-
-    @field_validator("match")
-    @classmethod
-    def _readable(cls, match: str | None) -> str | None:
-        if match is not None:
-            extractor(match)  # raises ValueError
-        return match
 
 
 class Config(Section):
@@ -264,6 +248,11 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _scorer_is_there(self) -> Config:
+        check_scorer_uses(self.evaluation.select, self.selfplay, self.scorer is not None)
+        return self
+
+    @model_validator(mode="after")
     def _lists_fit(self) -> Config:
         play = self.selfplay
         for key in PER_ITERATION:
@@ -309,6 +298,9 @@ class Config(Section):
         return own and data.render != "chat"
 
 
+# Keys of selfplay that came later: they count where they are used, so that older run folders can be gone on with.
+LATER = ("stop_score_drop", "keep_pairs")
+
 # Keys that do not change a run's result but for rounding, or whose content is fingerprinted instead (paths).
 NEUTRAL = {
     "name": True,
@@ -318,7 +310,7 @@ NEUTRAL = {
     "start": True,
     "model": {"base", "revision", "template", "quantise", "double_quant"},
     "data": {"train", "eval", "test", "ties"},  # ties: where there are preferences, identify adds it
-    "selfplay": {"keep"},
+    "selfplay": {"keep", *LATER},
     "evaluation": {"show": True, "prompting": {"rules"}},
     "compare": True,
     "reinforce": True,  # decides only what `sparring reinforce` makes, which adds it
@@ -332,7 +324,10 @@ NEUTRAL = {
 
 def decisive(config: Config) -> dict[str, Any]:
     """The part of a config that decides a run's result: a run folder is resumed only if it is the same."""
-    return config.model_dump(mode="json", exclude=NEUTRAL)  # type: ignore[arg-type]
+    found = config.model_dump(mode="json", exclude=NEUTRAL)  # type: ignore[arg-type]
+    given = {key: getattr(config.selfplay, key) for key in LATER}
+    found["selfplay"] |= {key: value for key, value in given.items() if value not in (None, "all")}
+    return found
 
 
 def at(value: T | list[T], iteration: int) -> T:

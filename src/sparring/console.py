@@ -20,6 +20,8 @@ TITLES = {
     "player": "learn: tell real answers from the opponent's",
     "preferred": "judge on held-out pairs",
     "scores": "judge on held-out prompts",
+    "valued": "judge: what the scorer says of its answers",
+    "kept": "keep the pairs whose real answer scores higher",
     "best": "choose the best player",
     "test": "measure on the test prompts",
     "start": "take on the player to start from",
@@ -41,8 +43,8 @@ def title(phase: str, other: Mapping[str, str] | None = None) -> str:
     """A phase in words: `0/played` → `iteration 0 · play: …`. other: titles that are not the usual ones."""
     titles = {**TITLES, **(other or {})}
     place, _, kind = phase.rpartition("/")
-    if not place and phase.endswith("-scores"):
-        place, kind = phase.removesuffix("-scores"), "scores"
+    if not place and phase.endswith(("-scores", "-valued")):
+        place, _, kind = phase.partition("-")
         return f"{'θ_0' if place == 'sft' else place} · {titles[kind]}"
     if place and other is PREFERENCES:
         return f"θ_1 · {titles[kind]}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,9 +13,8 @@ import torch
 from sparring.allowance import Cost, epochs_within
 from sparring.config import learning_rate
 from sparring.data.collate import Row
-from sparring.data.pairs import Pair, Prompt, Rows
+from sparring.data.pairs import Pair, Rows
 from sparring.errors import LawBroken
-from sparring.evaluation.nll import mean_nll
 from sparring.files import read_json, write_atomic
 from sparring.models.adapters import fingerprint_tensors
 from sparring.models.adopt import adopt, other_base
@@ -30,6 +28,7 @@ from sparring.schedule import plan_steps
 from sparring.session import Session
 from sparring.tasks import PairTask, SFTTask, pair_rows
 from sparring.trainer import fit
+from sparring.watching import watch_for
 
 # ---------------------------------------------------------------- supervised fine-tuning
 
@@ -93,10 +92,14 @@ def learn(
     pairs: Phase,
     data: Phase,
     scores: Phase,
+    valued: Phase | None = None,
     *,
     iteration: int,
 ) -> Event:
-    """theta_t+1: a copy of the opponent, trained to tell the real answers from the opponent's."""
+    """theta_t+1: a copy of the opponent, trained to tell the real answers from the opponent's.
+
+    scores  the opponent's own judgement; valued: the scorer's of it, if that may end the iteration
+    """
     config, player = session.config, session.player(opponent)
     model = session.ring.challenge(player, session.seed("adapter", iteration))
     _check_scored(session, pairs)
@@ -114,7 +117,8 @@ def learn(
         session.run, folder, session.ring, task, steps,
         lr=learning_rate(config.selfplay, iteration), warmup=config.selfplay.warmup,
         schedule=config.selfplay.schedule, optimiser=config.optimiser, seed=session.seed("learn", iteration),
-        track=list(config.track), watch=_watch(session, data, scores, len(steps)), checkpointing=budget.checkpointing,
+        track=list(config.track), watch=watch_for(session, folder, data, scores, valued, len(steps)),
+        checkpointing=budget.checkpointing,
     )  # fmt: skip
     if fingerprint_tensors(session.ring.trainable()) == start:
         raise LawBroken(
@@ -138,8 +142,9 @@ def learn(
 
 
 def go_on(
-    session: Session, folder: Path, opponent: Phase, pairs: Phase, data: Phase, scores: Phase, *, iteration: int
-) -> Event:
+    session: Session, folder: Path, opponent: Phase, pairs: Phase, data: Phase, scores: Phase,
+    valued: Phase | None = None, *, iteration: int,
+) -> Event:  # fmt: skip
     """A control: a copy of the player before, trained on the real answers alone. Fine-tuning goes on."""
     config, rows = session.config.selfplay, session.prompts(data, "train")
     player = session.player(opponent)
@@ -157,7 +162,7 @@ def go_on(
         session.run, folder, session.ring, task, steps,
         lr=learning_rate(config, iteration), warmup=config.warmup, schedule=config.schedule,
         optimiser=session.config.optimiser, seed=session.seed("learn", iteration), track=list(session.config.track),
-        watch=_watch(session, data, scores, len(steps)), checkpointing=budget.checkpointing,
+        watch=watch_for(session, folder, data, scores, valued, len(steps)), checkpointing=budget.checkpointing,
     )  # fmt: skip
     if session.crew.writes:
         session.ring.save(folder, player, session.run.folder, f"{iteration}/player")
@@ -230,25 +235,3 @@ def _chosen_budget(session: Session, path: Path, longest: list[Row]) -> Budget:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps({"asked": asked, "budget": asdict(budget)}))
     return budget
-
-
-def _watch(session: Session, data: Phase, scores: Phase, steps: int) -> Callable[[int, dict[str, float]], str | None]:
-    """Ends an iteration that goes wrong: held-out NLL risen, or the real answers' log-prob fallen."""
-    config = session.config.selfplay
-    every = max(1, math.ceil(steps / config.checks_per_iteration)) if config.checks_per_iteration else 0
-    begun: float = scores.facts["plain_nll"]
-    held_out: Sequence[Prompt] = session.prompts(data, "eval")[:]
-
-    def watch(step: int, means: dict[str, float]) -> str | None:
-        drop = -means.get("real_shift_per_token", 0.0)
-        if config.stop_real_drop and drop > config.stop_real_drop:
-            return f"the real answers' log-prob per token fell by {drop:.3f} (limit {config.stop_real_drop:g})"
-        if every and step % every == 0 and step < steps:
-            model = session.ring.model.eval()
-            nll = mean_nll(model, session.ring.base, held_out, session.config.optimiser.micro_batch_tokens)
-            session.run.log({"event": "check", "step": step, "heldout_nll": nll})
-            if config.stop_nll_rise and nll - begun > config.stop_nll_rise:
-                return f"held-out NLL per token rose by {nll - begun:.3f} (limit {config.stop_nll_rise:g})"
-        return None
-
-    return watch

@@ -26,6 +26,8 @@ from sparring.models.memory import choose_budget, moments
 from sparring.models.players import Player, Ring
 from sparring.models.quantised import count_parameters, plain_bytes, weight_bytes
 from sparring.models.scoring import answer_logprobs
+from sparring.rewarding import wanted_scorer
+from sparring.rewards.build import check_scorer
 from sparring.run import Run
 from sparring.saving import saving_lines
 from sparring.schedule import plan_steps
@@ -44,6 +46,8 @@ def plan(config: Config) -> Plan:
     found = identify(config)
     config = found.config
     folder, renderer, loaded = found.base_folder, found.renderer, found.loaded
+    if config.scorer is not None:
+        check_scorer(wanted_scorer(config), renderer, found.same["base fingerprint"])
     settings = read_config(folder, config.model)
     sides, counts = prepare(loaded, renderer, config.data, context_of(settings), config.method.virtual)
     train, held_out = sides["train"], sides["eval"]

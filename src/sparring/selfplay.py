@@ -11,6 +11,7 @@ A player is a small adapter on one frozen base (models/players.py). The opponent
 computed once (`score_pairs`), so learning holds one model; the margin and every ℓ are in
 objectives/pairwise.py. `once` makes a phase or finds it finished: resuming a killed run is calling this again.
 The `rules` are Algorithm 1's play, score_pairs and learn; a study's control arms (controls.py) break one of them.
+A `scorer`, if there is one, judges too, and may choose, end an iteration, or leave pairs out (scoring.py).
 """
 
 from __future__ import annotations
@@ -24,29 +25,33 @@ from sparring.learning import fine_tune
 from sparring.opponent import converged
 from sparring.preparing import prepare_data
 from sparring.run import Phase
+from sparring.scoring import valuing
 from sparring.session import Session
 
 
 def self_play(session: Session) -> Phase:
     """Run Algorithm 1; returns the phase that says which player is best and why."""
-    once = session.once
+    once, scorer = session.once, valuing(session)
     data = once("data", prepare_data)
     if session.quantised:
         once("quantisation", quantisation_cost, data)
     start = opponent = once("sft", fine_tune, data)  # θ_0
     scores = once("sft-scores", judge, data, start, start, None, label=session.first, iteration=None)
-    once("base-scores", judge, data, None, start, None, label="base", iteration=None)
-    judged, players, before = [scores], {"sft": start}, None
+    base = once("base-scores", judge, data, None, start, None, label="base", iteration=None)
+    judged, players, before = [scorer.judge(data, scores)], {"sft": start}, None
+    scorer.judge(data, base)
     rules = RULES[session.config.selfplay.negatives]
 
     for t in range(session.config.selfplay.iterations):
         played = once(f"{t}/played", rules.play, data, opponent, iteration=t)  # y' ~ p_θt
         pairs = once(f"{t}/pairs", rules.score_pairs, data, opponent, played, before, iteration=t)  # log p_θt
+        pairs = pairs if converged(pairs) else scorer.kept(pairs, t)
         if converged(pairs):
             break
-        player = once(f"{t}/player", rules.learn, opponent, pairs, data, scores, iteration=t)  # θ_{t+1}
+        told = scorer.start_of(scores)
+        player = once(f"{t}/player", rules.learn, opponent, pairs, data, scores, *told, iteration=t)  # θ_{t+1}
         scores = once(f"{t}/scores", judge, data, player, start, scores, label=f"θ_{t + 1}", iteration=t)
-        judged.append(scores)
+        judged.append(scorer.judge(data, scores))
         players[str(t)] = player
         opponent, before = player, played  # the student becomes the opponent
         tidy(session, judged, players)

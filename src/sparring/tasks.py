@@ -81,6 +81,7 @@ class PairTask:
         """
         self.base, self.pairs, self.config, self.tokens, self.flipped = base, pairs, config, tokens, flipped
         self._weights = pairs.numbers("weight", 1.0)
+        self._answers = [len(lengths) for lengths in pairs.inner_lengths("synthetic_ids")]
         self.noise, self.allowed = noise, NOISE[base.dtype] + 5 * noise
         self.beta, self.anchor = at(config.beta, iteration), at(config.anchor, iteration)
 
@@ -88,8 +89,16 @@ class PairTask:
         return [self.pairs[item] for item in items]
 
     def split(self, items: list[int]) -> list[list[int]]:
-        """Micro-batches by token budget; a prompt's real and synthetic answers stay together."""
-        return split_rows(items, [pair_rows(pair) for pair in self._pairs(items)], self.base, self.tokens)
+        """Micro-batches by token budget; a prompt's real and synthetic answers stay together.
+
+        Where pairs have lost some of their answers, each micro-batch holds pairs with as many.
+        """
+        alike = [[item for item in items if self._answers[item] == size] for size in sorted({*self._answers})]
+        return [
+            batch
+            for part in alike
+            for batch in split_rows(part, [pair_rows(pair) for pair in self._pairs(part)], self.base, self.tokens)
+        ]
 
     def weight(self, items: list[int]) -> float:
         """Prompts in the step, each as much as its pair counts."""

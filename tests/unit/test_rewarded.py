@@ -116,3 +116,36 @@ def test_the_page_speaks_of_rewards_and_not_of_opponents(folder: Path) -> None:
 def test_an_unfinished_run_counts_its_own_iterations(folder: Path) -> None:
     (folder / "best" / "best.json").unlink()
     assert "2 of 2 iterations judged" in verdict(folder)
+
+
+# ---------------------------------------------------------------- a scorer in self-play
+
+
+def of_self_play(folder: Path, metric: str = "nll", player: str = "0") -> None:
+    """The same players, as of a run of self-play with a scorer."""
+    lock = {"name": "r", "config": {"selfplay": {"iterations": 2}, "sft": {"epochs": 1}}}
+    (folder / "run.lock.yaml").write_text(yaml.safe_dump(lock))
+    best = {"player": player, "metric": metric, "value": 0.105, "why": "it is", "rolled_back": False}
+    (folder / "best" / "best.json").write_text(json.dumps(best))
+
+
+def test_self_play_says_when_scorer_and_likelihood_disagree(folder: Path) -> None:
+    of_self_play(folder)
+    said = verdict(folder)
+    assert said.startswith("Best player: θ₁. Held-out NLL 0.1050 per token")
+    assert (
+        "The scorer and likelihood disagree: by held-out NLL θ₁ is best (0.1050 against 0.1200), by mean held-out "
+        "reward (validity) θ₂ (0.9500 against 0.8500). Its reward less that of θ₀ (SFT): +0.1500 [+0.1000, +0.2000]."
+    ) in said
+    of_self_play(folder, "reward", "1")
+    assert "Chosen by mean held-out reward" in verdict(folder)
+    page = write_report(folder).read_text()
+    assert "<dt>reward</dt>" in page
+    assert "SPIN loss" in page
+
+
+def test_self_play_says_when_they_agree_and_equal_rewards_do(folder: Path) -> None:
+    of_self_play(folder)
+    lines = (folder / "metrics.jsonl").read_text().replace('"reward": 0.95', '"reward": 0.85')
+    (folder / "metrics.jsonl").write_text(lines)
+    assert "The scorer (validity) and held-out NLL agree on θ₁." in verdict(folder)

@@ -79,6 +79,15 @@ def ask(
     return [told[i] for i in range(len(sheet.prompts))]
 
 
+def ask_seated(session: Session, sheet: Sheet, limit: int, stream: int) -> list[Row]:
+    """What the model in memory says to prompts as they are judged, by this process alone; it may be in training."""
+    config = session.config
+    changes = {"temperature": config.evaluation.temperature, "top_p": 1.0}
+    generator = LocalGenerator(session.ring.model, session.ring.base, config.generation.model_copy(update=changes))
+    every = list(range(len(sheet.prompts)))
+    return _told(session, generator, sheet, every, limit, stream, config.evaluation.samples)
+
+
 def _told(
     session: Session, generator: LocalGenerator, sheet: Sheet, mine: list[int], limit: int, stream: int, samples: int
 ) -> list[Row]:

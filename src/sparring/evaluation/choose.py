@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from sparring.session import Session
 def choose(session: Session, folder: Path, *judged: Phase, metric: str | None = None) -> Event:
     """Choose the judged player that is best by `metric`, or `evaluation.select`; ties go to the earlier one.
 
-    judged  the judgements of theta_0, theta_1, …; writes best.json with the values and the reason.
+    judged  the judgements of theta_0, theta_1, … that hold the metric; writes best.json with the values and the reason.
     """
     if not session.crew.writes:
         return {}
-    metric = metric or session.config.evaluation.select
+    metric = metric or _selected(session)
     values, best = _ranked(judged, metric)
     extreme, words, _ = _WORDS[metric]
     last = list(values)[-1]
@@ -49,15 +50,21 @@ def tidy(session: Session, judged: list[Phase], players: dict[str, Phase], metri
     """Remove the weights of players that `selfplay.keep` does not keep: not theta_0, not the best, not the last."""
     keep = session.config.selfplay.keep
     if keep is not None:
-        _, best = _ranked(judged, metric or session.config.evaluation.select)
+        _, best = _ranked(judged, metric or _selected(session))
         for name in list(players)[1:-keep]:
             for weights in (ADAPTER, WHOLE) if name != best else ():
                 session.run.forget(players[name], weights)
 
 
+def _selected(session: Session) -> str:
+    """The metric of `evaluation.select`."""
+    select = session.config.evaluation.select
+    return "reward" if select == "scorer" else select
+
+
 def _ranked(judged: Sequence[Phase], metric: str) -> tuple[dict[str, float | None], str]:
     """(the metric by player, the best player)."""
-    values = {phase.name.removesuffix("-scores").removesuffix("/scores"): _value(phase, metric) for phase in judged}
+    values = {re.sub("[-/](scores|valued)$", "", phase.name): _value(phase, metric) for phase in judged}
     _, _, pick = _WORDS[metric]
     return values, pick(values, key=lambda name: values[name]) if len(values) > 1 else next(iter(values))
 

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparring.config_reinforce import ReinforceConfig
+from sparring.data.pairs import Prompt
 from sparring.evaluation.judge import judge, read_judged
 from sparring.evaluation.statistics import share
 from sparring.files import write_atomic
 from sparring.rewarding import scorer_of, settings_of, worth
-from sparring.rewards.scorer import Answered
+from sparring.rewards.scorer import Answered, Scorer
 from sparring.run import Event, Phase
 from sparring.session import Session
 
@@ -32,26 +33,48 @@ def judge_valued(
     if not session.crew.writes:
         return {}
     seen = next(event for event in events if event["event"] == "scores")
-    given, prompts, said = scorer_of(session), session.prompts(data, "eval"), read_judged(folder)
-    pairs = list(zip(prompts, said, strict=True))
-    values = iter(worth(given, [Answered(p.prompt_ids, ids, p.real_ids) for p, row in pairs for ids in row["ids"]]))
-    means = [sum(next(values) for _ in row["ids"]) / len(row["ids"]) for row in said]
-    real = worth(given, [Answered(p.prompt_ids, p.real_ids, p.real_ids) for p in prompts])
-    tokens = sum(len(ids) for row in said for ids in row["ids"])
-    found = {
-        "scorer": given.label,
-        **_interval(means, "reward"),
-        "real_reward": sum(real) / len(real),
-        "entropy": -sum(value for row in said for value in row["logprobs"]) / tokens,
-        "reward_difference": first and _difference(means, _means(first)),
-    }
-    write_atomic(folder / "rewards.jsonl", "".join(json.dumps({"reward": value}) + "\n" for value in means))
+    found = _valued(session, folder, data, folder, first)
     session.run.log({"event": "reward", "player": seen["player"], **found})
     kept = {"reward": found["reward"], "entropy": found["entropy"], "length": seen["length"], "kl": seen["kl_start"]}
     if first is not None:
         for text in alarms(settings_of(session), label, {**seen, **found}, first.facts):
             session.run.warn(text)
     return {**facts, **kept}
+
+
+def value(session: Session, folder: Path, data: Phase, judged: Phase, first: Phase | None, *, scorer: str) -> Event:
+    """What the scorer says of the answers that a judged player gave; rewards.jsonl holds it prompt by prompt.
+
+    first  the same of theta_0, against which it is compared; None: this is it
+    """
+    if not session.crew.writes:
+        return {}
+    found = _valued(session, folder, data, judged.folder, first)
+    session.run.log({"event": "reward", "player": judged.name.removesuffix("-scores").removesuffix("/scores"), **found})
+    return {"reward": found["reward"]}
+
+
+def mean_rewards(scorer: Scorer, prompts: Sequence[Prompt], said: Sequence[Sequence[list[int]]]) -> list[float]:
+    """The scorer's mean over the answers to each prompt. said: [prompt][sample], token ids."""
+    pairs = list(zip(prompts, said, strict=True))
+    values = iter(worth(scorer, [Answered(p.prompt_ids, ids, p.real_ids) for p, row in pairs for ids in row]))
+    return [sum(next(values) for _ in row) / len(row) for row in said]
+
+
+def _valued(session: Session, folder: Path, data: Phase, judged: Path, first: Phase | None) -> Event:
+    """The facts of a scorer's judgement, from the answers in `judged`; writes rewards.jsonl."""
+    given, prompts, said = scorer_of(session), session.prompts(data, "eval"), read_judged(judged)
+    means = mean_rewards(given, prompts, [row["ids"] for row in said])
+    real = worth(given, [Answered(p.prompt_ids, p.real_ids, p.real_ids) for p in prompts])
+    tokens = sum(len(ids) for row in said for ids in row["ids"])
+    write_atomic(folder / "rewards.jsonl", "".join(json.dumps({"reward": value}) + "\n" for value in means))
+    return {
+        "scorer": given.label,
+        **_interval(means, "reward"),
+        "real_reward": sum(real) / len(real),
+        "entropy": -sum(value for row in said for value in row["logprobs"]) / tokens,
+        "reward_difference": first and paired_gap(means, rewards_of(first)),
+    }
 
 
 def alarms(config: ReinforceConfig, label: str, mine: Event, first: Event) -> list[str]:
@@ -85,7 +108,8 @@ def _interval(means: Sequence[float], name: str) -> Event:
     return {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 
-def _difference(mine: Sequence[float], theirs: Sequence[float]) -> Event | None:
+def paired_gap(mine: Sequence[float], theirs: Sequence[float]) -> Event | None:
+    """Mean of mine less theirs, prompt by prompt, with its 95 % interval; None with too few prompts for one."""
     found = _share([a - b for a, b in zip(mine, theirs, strict=True)])
     return None if found["low"] is None else found
 
@@ -95,6 +119,7 @@ def _share(means: Sequence[float]) -> Event:
     return share(means, [1.0] * len(means), range(len(means)))
 
 
-def _means(judged: Phase) -> list[float]:
+def rewards_of(judged: Phase) -> list[float]:
+    """The scorer's mean of each held-out prompt, as a judgement wrote it."""
     lines = (judged.folder / "rewards.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["reward"] for line in lines]

@@ -8,7 +8,7 @@ from pathlib import Path
 from sparring.methods import METHODS
 from sparring.report.preferred import preference_verdict, preference_warnings
 from sparring.report.records import Row, Run, difference, exact, number, pretty, read_run, text
-from sparring.report.rewarded import reward_verdict
+from sparring.report.rewarded import reward_verdict, scorer_and_nll
 from sparring.report.tables import fixed, interval, percent, phase_label
 
 END_RATE_GAP = 0.1
@@ -39,7 +39,7 @@ def verdict_of(run: Run) -> str:
         return f"{head} {why}".strip()
     if run.rewarded:
         return reward_verdict(run)
-    harm = " ".join(_harmed(run))
+    harm = f"{scorer_and_nll(run)} {' '.join(_harmed(run))}".strip()
     if player == run.start or player == "base":
         return f"{head} {_kept(run, player)} {harm}".strip()
     return f"{head} {_against_start(run, player)}{_rolled_back(run, player)} {harm}".strip()

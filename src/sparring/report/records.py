@@ -83,6 +83,11 @@ class Run:
         return isinstance(self.config.get("reinforce"), dict)
 
     @property
+    def scored(self) -> bool:
+        """Whether a scorer judged the players."""
+        return any(number(row, "reward") is not None for row in self.scores.values())
+
+    @property
     def prefers(self) -> bool:
         """Whether it learnt from pairs of a chosen and a rejected answer: nobody played."""
         return isinstance(self.config.get("dpo"), dict)

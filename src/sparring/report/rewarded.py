@@ -44,6 +44,26 @@ def disagreement(run: Run) -> str:
     )
 
 
+def scorer_and_nll(run: Run) -> str:
+    """Of self-play with a scorer: whether it and held-out NLL would choose the same player; empty without a scorer."""
+    rows = {name: row for name, row in run.scores.items() if name == run.start or name.isdecimal()}
+    rewards = {name: value for name, row in rows.items() if (value := number(row, "reward")) is not None}
+    losses = {name: value for name, row in rows.items() if (value := number(row, "nll")) is not None}
+    if len(rewards) < 2 or rewards.keys() != losses.keys():
+        return ""
+    low = min(losses, key=lambda name: losses[name])
+    high = max(rewards, key=lambda name: (rewards[name], name == low))  # of equals, no disagreement
+    scorer = text(rows[high].get("scorer"))
+    gain = f" Its reward less that of {run.label(run.start)}: {_gain(rows[high])}." if high != run.start else ""
+    if high == low:
+        return f"The scorer ({scorer}) and held-out NLL agree on {run.label(high)}.{gain}"
+    return (
+        f"The scorer and likelihood disagree: by held-out NLL {run.label(low)} is best ({fixed(losses[low])} against "
+        f"{fixed(losses[high])}), by mean held-out reward ({scorer}) {run.label(high)} ({fixed(rewards[high])} against "
+        f"{fixed(rewards[low])}).{gain}"
+    )
+
+
 def reward_gain(row: Row) -> tuple[float, float, float] | None:
     """(mean, low, high) of the paired difference in reward to θ_0, if it was measured."""
     found = row.get("reward_difference")

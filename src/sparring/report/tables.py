@@ -18,6 +18,10 @@ KINDS = {  # the last part of a phase's name: what was done in it
     "base-scores": "judging",
     "sft-scores": "judging",
     "scores": "judging",
+    "base-valued": "judging",
+    "sft-valued": "judging",
+    "valued": "judging",
+    "kept": "scoring",
     "sft": "learning",
     "player": "learning",
     "played": "generation",
@@ -245,12 +249,13 @@ def kind(phase: str) -> str:
 def phase_label(phase: str) -> str:
     """ "0/played" → "iteration 0: play"."""
     verbs = {"played": "play", "pairs": "score pairs", "player": "learn", "scores": "judge", "preferred": "judge pairs"}
-    verbs |= {"rewards": "reward", "scored": "score tokens"}
+    verbs |= {"rewards": "reward", "scored": "score tokens", "valued": "judge by the scorer", "kept": "keep pairs"}
     head, slash, tail = phase.partition("/")
     if slash and head.isdecimal():
         return text(f"iteration {head}: {verbs.get(tail, tail)}")
     names = {"base-scores": "base: judge", "sft-scores": "SFT: judge", "sft": "SFT: learn", "data": "data"}
     names |= {"reward": "reward model: learn", "reward-scores": "reward model: judge"}
+    names |= {"base-valued": "base: judge by the scorer", "sft-valued": "SFT: judge by the scorer"}
     names["quantisation"] = "cost of quantising"
     return text(names.get(phase.replace("/", "-"), phase))
 

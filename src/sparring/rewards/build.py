@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.data.messages import Renderer
+from sparring.models.base import load_base
 from sparring.models.players import Ring
 from sparring.rewards import text
 from sparring.rewards.implicit import ImplicitScorer, check_implicit, implicit_fingerprint
@@ -34,11 +35,13 @@ class Kind:
     make   (settings, ring, tokens at once) → the scorer
     check  (settings, renderer, the base's fingerprint) → its fingerprint, before a model is loaded; raises RewardError
            or ConfigError for what does not fit
+    seats  whether it takes the ring's seat for a model of its own
     """
 
     settings: type[ScorerSettings]
     make: Callable[[Any, Ring, int], Scorer]
     check: Callable[[Any, Renderer, str], str]
+    seats: bool = True
 
 
 def _model(settings: ModelScore, renderer: Renderer, base: str) -> str:
@@ -57,6 +60,7 @@ def _text(settings: type[ScorerSettings], make: Callable[[Any, Renderer], text.T
         settings,
         lambda chosen, ring, tokens: make(chosen, ring.base.renderer),
         lambda chosen, renderer, base: make(chosen, renderer).fingerprint,
+        seats=False,
     )
 
 
@@ -78,6 +82,16 @@ def make_scorer(settings: ScorerSettings, ring: Ring, tokens: int = CHECKED) -> 
 def build_scorer(settings: ScorerSettings, session: Session) -> Scorer:
     """The scorer of a run."""
     return make_scorer(settings, session.ring, session.config.optimiser.micro_batch_tokens)
+
+
+def build_beside(settings: ScorerSettings, session: Session) -> Scorer:
+    """The same, while a player is being trained on the run's ring: one with a model gets a base of its own."""
+    if not SCORERS[settings.name].seats:
+        return build_scorer(settings, session)
+    config = session.config
+    base = load_base(session.base_folder, config.model, session.renderer)
+    ring = Ring(base, config.method, config.model.base)
+    return make_scorer(settings, ring, config.optimiser.micro_batch_tokens)
 
 
 def check_scorer(settings: ScorerSettings, renderer: Renderer, base_fingerprint: str) -> str:

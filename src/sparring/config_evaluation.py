@@ -1,0 +1,64 @@
+"""How players are judged: the section `evaluation` of the config."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from sparring.evaluation.extract import extractor
+from sparring.section import PositiveFloat, PositiveInt, Section
+
+
+class PromptingConfig(Section):
+    """What a test prompt is wrapped in: what no training gives."""
+
+    style: Literal["none", "rules", "few_shot", "chain_of_thought", "reflection"] = "none"
+    rules: str | None = Field(None, description="a text file with the rule sheet; default: a general one")
+    shots: PositiveInt = Field(4, description="examples from the training data, for few_shot")
+
+
+class EvaluationConfig(Section):
+    """How players are judged on held-out prompts."""
+
+    select: Literal["nll", "exact_kl", "match", "scorer"] = Field(
+        "nll",
+        description="the held-out metric that chooses the best iteration; exact_kl: laboratory only; match: the share "
+        "of sampled answers that match the real one, needs `match`; scorer: the scorer's mean over them",
+    )
+    samples: PositiveInt = Field(1, description="answers sampled per held-out prompt")
+    match: str | None = Field(
+        None,
+        description="what of an answer must equal the real one's: whole, last_number, or a regular expression, whose "
+        "last match counts (its first group, if it has one)",
+    )
+    temperature: PositiveFloat = Field(1.0, description="logits are divided by it when players are judged")
+    prompting: PromptingConfig = Field(default_factory=lambda: PromptingConfig())
+    show: Annotated[int, Field(ge=0)] = Field(6, description="prompts shown side by side in the report")
+
+    @field_validator("match")
+    @classmethod
+    def _readable(cls, match: str | None) -> str | None:
+        if match is not None:
+            extractor(match)  # raises ValueError
+        return match
+
+
+def check_scorer_uses(select: str, play: Any, given: bool) -> None:
+    """Raise ValueError for what asks a scorer where there is none. play: the section `selfplay`."""
+    keys = {
+        "evaluation.select scorer": select == "scorer",
+        "selfplay.stop_score_drop": play.stop_score_drop is not None,
+        "selfplay.keep_pairs better": play.keep_pairs == "better",
+    }
+    asked = next((key for key, used in keys.items() if used), None)
+    if asked and not given:
+        raise ValueError(
+            f"{asked} needs something that says how good an answer is; give scorer (model, implicit, match, regex, "
+            "function or validity)"
+        )
+    if play.stop_score_drop and not play.checks_per_iteration:
+        raise ValueError(
+            "selfplay.stop_score_drop is asked at the checks of an iteration, but selfplay.checks_per_iteration is 0; "
+            "give it a value above 0"
+        )
