@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from sparring.config import GenerationConfig, ModelConfig, SelfPlayConfig
 from sparring.configfile import build_config
-from sparring.data.pairs import Pair
+from sparring.data.pairs import Pair, Rows, write_rows
 from sparring.errors import ConfigError, ModelError
 from sparring.generation.local import LocalGenerator
 from sparring.generation.sampling import stream_keys
@@ -94,10 +94,11 @@ def test_a_challenger_is_exactly_its_opponent(method: str, name: str, tmp_path: 
         assert scores(ring) == expected
         assert score(model.train(), ring.base, rows_of(ring.base), 8192) == expected
         rows = rows_of(ring.base)
-        pair = Pair("k", rows[0][0], rows[0][1], [rows[1][1]], 0.0, [0.0], 0)
+        pair = Pair(1, rows[0][0], rows[0][1], [rows[1][1]], 0.0, [0.0], 0)
         real, other = score(model, ring.base, [(pair.prompt_ids, ids) for ids in (rows[0][1], rows[1][1])], 8192)
-        scored = Pair("k", pair.prompt_ids, pair.real_ids, pair.synthetic_ids, real, [other], 0)
-        task = PairTask(ring.base, [scored], SelfPlayConfig(anchor=0.0), 0, 8192)  # type: ignore[arg-type]
+        scored = Pair(1, pair.prompt_ids, pair.real_ids, pair.synthetic_ids, real, [other], 0)
+        write_rows(tmp_path / "pairs.arrow", [scored], Pair)
+        task = PairTask(ring.base, Rows([tmp_path / "pairs.arrow"], Pair), SelfPlayConfig(anchor=0.0), 0, 8192)
         loss, _ = task.loss(model, [0])
         assert loss.item() == pytest.approx(math.log(2), abs=1e-6), number
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from sparring.config import SelfPlayConfig
 from sparring.data.collate import Row, packed_tokens
 from sparring.data.pairs import Pair, Rows, write_rows
-from sparring.learning import _budget, fine_tune
+from sparring.learning import budget_of as budget_of_phase
+from sparring.learning import fine_tune
 from sparring.models import memory
 from sparring.models.forward import Layout
 from sparring.models.memory import Budget, choose_budget, free_memory, moments, token_bytes
@@ -206,13 +207,13 @@ def test_a_resumed_phase_keeps_its_budget(tmp_path: Path, monkeypatch: pytest.Mo
         base = opened.ring.base
         opened.ring.challenge(Player.untrained(base), 0)
         folder = tmp_path / "phase"
-        first = _budget(opened, folder, pair_of(30))
+        first = budget_of_phase(opened, folder, pair_of(30))
         assert first.tokens == 512
         assert json.loads((folder / "checkpoints" / "budget.json").read_text())["budget"] == dataclasses.asdict(first)
         monkeypatch.setattr(memory, "CPU_BYTES", 1000)
         monkeypatch.setattr(memory, "free_memory", lambda device: 2**30)
-        assert _budget(opened, folder, pair_of(30)) == first
-        assert _budget(opened, tmp_path / "another", pair_of(30)).tokens < 10
+        assert budget_of_phase(opened, folder, pair_of(30)) == first
+        assert budget_of_phase(opened, tmp_path / "another", pair_of(30)).tokens < 10
 
 
 def killed_in_sft(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,7 @@ def without_law_1() -> AbstractContextManager[None]:
 @contextmanager
 def without_law_5() -> Iterator[None]:
     """Whether the answers are samples, and those that were sampled, is not tested."""
-    with replaced(opponent, "_check_samples", lambda session, model, fresh: None), replaced(opponent, "FAR", math.inf):
+    with replaced(opponent, "check_samples", lambda session, model, fresh: None), replaced(opponent, "FAR", math.inf):
         yield
 
 
