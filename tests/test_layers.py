@@ -57,6 +57,7 @@ ROWS = {
     "crew": 1,
     "data.collate": 1,
     "data.messages": 1,
+    "data.splits": 1,
     "evaluation.endpoint": 1,
     "evaluation.paired": 1,
     "export.engines": 1,

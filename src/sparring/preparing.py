@@ -32,9 +32,15 @@ NAMED = 3  # bad rows that a warning names; the file holds all
 
 
 def prepare_data(session: Session, folder: Path) -> Event:
-    """Render, fit to the context, and write train.arrow, eval.arrow and perhaps test.arrow. One process does."""
+    """Render, fit to the context, and write train.arrow, eval.arrow and perhaps test.arrow. One process does.
+
+    Of preference pairs the chosen answers are real, and the pairs are written too: whatever is done with them, all
+    work on the same data.
+    """
     if not session.crew.writes:
         return {}
+    if session.loaded.compared:
+        return prepare_pairs(session, folder)
     virtual = session.config.method.virtual
     sides, counts = prepare(session.loaded, session.renderer, session.config.data, _context(session), virtual)
     for side, prompts in sides.items():

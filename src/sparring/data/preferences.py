@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from sparring.config import DataConfig
-from sparring.data.load import Loaded, load, load_all
+from sparring.data.comparisons import PREFERENCES
+from sparring.data.formats import FORMATS, fits
+from sparring.data.load import Loaded, columns_of, load, load_all
 from sparring.data.messages import Conversation, Example, Message, Renderer, fit
 from sparring.data.pairs import Preference
 from sparring.data.prepare import holds_special, room
@@ -45,6 +47,19 @@ def read_preferences(config: DataConfig, renderer: Renderer, context: int | None
         return _kept(found["train"], {"rows": len(found["train"])}, [], config, length, "train")
     made, counts, bad = load_all(config)
     return _kept(_rendered(made, renderer), counts, bad, config, length, "train")
+
+
+def load_answers(config: DataConfig, seed: int, renderer: Renderer) -> Loaded:
+    """Read and divide prompts with real answers; of preference pairs those are the chosen ones."""
+    return load_preferences(config, seed, renderer) if compares(config, seed) else load(config, seed)
+
+
+def compares(config: DataConfig, seed: int) -> bool:
+    """Whether `data` names preference pairs: because it says so, or because its rows hold nothing else."""
+    if config.answers == "chosen" or is_run(config.train):
+        return True
+    found = columns_of(config, seed)
+    return not fits(found, config, FORMATS) and fits(found, config, PREFERENCES)
 
 
 def load_preferences(config: DataConfig, seed: int, renderer: Renderer) -> Loaded:
