@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import ArmConfig, CompareConfig, Config
+from sparring.config_dpo import DPOConfig
 from sparring.errors import ConfigError, nearest
 from sparring.methods import method_of
+from sparring.verbs import SECTIONS
 
 Settings = Mapping[str, Any]
 _FOLDER = re.compile(r"\w[\w.-]*")
@@ -94,6 +96,22 @@ def _of_rank(config: Config) -> Settings:
     return {**_GOES_ON, **{f"method.{key}": value for key, value in wider.items()}}
 
 
+def _preferring(config: Config) -> Settings:
+    """One iteration on the data's pairs, as the config's section `dpo` says; another arm has no such section."""
+    return {"dpo.beta": (config.dpo or DPOConfig()).beta}
+
+
+def prefers(arm: Arm) -> bool:
+    """Whether an arm learns from preference pairs."""
+    return "dpo" in sections(arm)
+
+
+def sections(arm: Arm) -> set[str]:
+    """The sections of verbs other than `run` that an arm has keys of."""
+    keys = [*arm.settings, *([arm.key] if arm.key else [])]
+    return {key.split(".")[0] for key in keys} & set(SECTIONS)
+
+
 def _control(negatives: str) -> Callable[[Config], Settings]:
     return lambda config: {**anchored(config), "selfplay.negatives": negatives}
 
@@ -125,6 +143,7 @@ KNOWN: dict[str, Known] = {
     "other-prompt": Known(
         "other prompts", "as SPIN + anchor, but the negatives are other prompts' real answers", _control("other_prompt")
     ),
+    "dpo": Known("DPO", "DPO on the data's chosen and rejected answers", _preferring, "dpo.lr"),
     "temperature": Known(
         "SFT, tempered",
         "θ_0 with its logits divided by a temperature",
@@ -143,7 +162,8 @@ KNOWN: dict[str, Known] = {
     ),
 }
 PROMPTED = ("rules", "few-shot", "chain-of-thought", "reflection")
-STANDARD = [name for name in KNOWN if name not in PROMPTED]
+PAIRED = ("dpo",)  # needs data of another kind
+STANDARD = [name for name in KNOWN if name not in (*PROMPTED, *PAIRED)]
 
 
 def chosen_arms(config: Config, compare: CompareConfig) -> list[Arm]:

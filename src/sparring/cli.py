@@ -92,7 +92,7 @@ def compare(
 
         changes.append(read_axis(axis))
     # the laboratory's model is so small that two runs at once are faster than one with two threads
-    _compare(_config(config, changes, embedded=["compare.jobs=2"]))
+    _compare(given_config(config, changes, embedded=["compare.jobs=2"]))
 
 
 @app.command()
@@ -144,11 +144,11 @@ def report(which: RunArgument = "last", folder: RunsOption = "runs") -> None:
 # ---------------------------------------------------------------- helpers
 
 
-def _config(config: str | None, overrides: list[str] | None, embedded: list[str] | None = None) -> Config:
+def _config(config: str | None, overrides: list[str] | None) -> Config:
     """The config of a run of self-play."""
     from sparring.verbs import for_verb
 
-    return for_verb(given_config(config, overrides, embedded), "run")
+    return for_verb(given_config(config, overrides), "run")
 
 
 def _check(settings: Config, as_json: bool) -> None:

@@ -24,21 +24,26 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sparring.allowance import spent_on_play
-from sparring.arms import Arm, Ran
+from sparring.arms import Arm, Ran, prefers, sections
 from sparring.axis import asked_arms, taken
 from sparring.config import CompareConfig, Config
 from sparring.configfile import changed
+from sparring.data.preferences import check_pairs
+from sparring.data.selfplayed import is_run
 from sparring.errors import ConfigError, RunError
 from sparring.files import read_json
 from sparring.job import identify, run_folder
+from sparring.kinds import kind_of
 from sparring.ledger import Asked, claim
 from sparring.machine import available_threads
 from sparring.start import settled
 from sparring.studied import bring_together
+from sparring.verbs import SECTIONS
 from sparring.workers import Done, Task, carry_out, last
 
 Say = Callable[[str], None]
 LABORATORY_TEST = 300  # prompts
+OF_A_RUN = 0.5  # of its held-out prompts
 
 
 class Study:
@@ -48,6 +53,7 @@ class Study:
         asked = config.compare or CompareConfig()
         self.config, self.say = _with_test(settled(config), asked), say
         self.compare, arms = asked_arms(self.config, asked)
+        self.config = _with_pairs(self.config, arms)
         self.folder = study_folder(config)
         self.chosen: dict[str, Any] = {}
         self.failed: dict[Path, str] = {}
@@ -177,14 +183,17 @@ class Study:
     def _config(self, arm: Arm, value: Any, seed: int) -> Config:
         thinks = arm.settings.get("evaluation.prompting.style") in ("chain_of_thought", "reflection")
         select = "match" if thinks and self.config.evaluation.match else self.compare.primary
-        settings = {**arm.settings, "compare": None, "track": [], "seed": seed, "evaluation.select": select}
+        others = dict.fromkeys(name for name in SECTIONS if name not in sections(arm))
+        settings = {**others, **arm.settings, "compare": None, "track": [], "seed": seed, "evaluation.select": select}
+        settings |= {"dpo.select": select} if prefers(arm) else {}
         if arm.key is not None:
             settings[arm.key] = value
         place = self.folder / "arms" / arm.name
         if arm.key:
             place /= f"{last(arm.key)}-" + "".join(c if c.isalnum() or c in ".+-" else "_" for c in str(value))
         threads = self.config.threads or max(1, available_threads() // self.compare.jobs)
-        return changed(self.config, {**settings, "runs": str(place), "name": f"seed-{seed}", "threads": threads})
+        made = changed(self.config, {**settings, "runs": str(place), "name": f"seed-{seed}", "threads": threads})
+        return kind_of(made).settle(made)
 
     def _tell(self, task: Task, done: Done) -> None:
         self._done += 1
@@ -216,7 +225,9 @@ class Study:
         left_out: dict[str, Any] = {"jobs": True, "arms": True, "seeds": True, "axis": {"values"}}
         left_out |= {"target": True} if self.compare.axis else {}
         compare = self.compare.model_dump(mode="json", exclude=left_out)
-        same = {**identify(self.config).same, "compare": compare}
+        used = {name for arm in self.arms for name in sections(arm) if getattr(self.config, name) is not None}
+        own = {name: getattr(self.config, name).model_dump(mode="json") for name in sorted(used)}
+        same = {**identify(changed(self.config, dict.fromkeys(SECTIONS))).same, **own, "compare": compare}
         del same["seed"]
         asked = {"arms": [arm.name for arm in self.arms], "seeds": list(self.compare.seeds)}
         return claim(self.folder, same, asked, self.config.model_dump(mode="json"))
@@ -235,8 +246,17 @@ def _with_test(config: Config, compare: CompareConfig) -> Config:
     data = config.data
     if data.test or data.test_split or data.test_size:
         return config
-    size = LABORATORY_TEST if config.in_laboratory else data.eval_size
+    size = LABORATORY_TEST if config.in_laboratory else OF_A_RUN if is_run(data.train) else data.eval_size
     return changed(config, {"data.test_size": size})
+
+
+def _with_pairs(config: Config, arms: Sequence[Arm]) -> Config:
+    """Where an arm learns from pairs, the chosen answers are real ones for all; DataError if there are none."""
+    arm = next((arm for arm in arms if prefers(arm)), None)
+    if arm is None:
+        return config
+    check_pairs(config.data, config.seed, f'arm "{arm.name}"')
+    return changed(config, {"data.answers": "chosen"})
 
 
 def _best(folder: Path) -> float:

@@ -17,6 +17,7 @@ from sparring.data.messages import Conversation, Example, Message, Renderer, fit
 from sparring.data.pairs import Preference
 from sparring.data.prepare import holds_special, room
 from sparring.data.selfplayed import is_run, loaded_run, run_pairs
+from sparring.data.sources import LABORATORY
 from sparring.errors import DataError
 
 Sided = tuple[Example, Example, float, list[float]]  # chosen, rejected, weight, votes
@@ -60,6 +61,20 @@ def compares(config: DataConfig, seed: int) -> bool:
         return True
     found = columns_of(config, seed)
     return not fits(found, config, FORMATS) and fits(found, config, PREFERENCES)
+
+
+def check_pairs(config: DataConfig, seed: int, who: str) -> None:
+    """DataError unless `data` can be read as preference pairs. who: what needs them."""
+    if is_run(config.train):
+        return
+    found = columns_of(config, seed)
+    if fits(found, config, PREFERENCES):
+        return
+    ways = "set data.subset=preferences" if config.train == LABORATORY else "give data of pairs (data.train)"
+    raise DataError(
+        f"{who} learns from pairs of a chosen and a rejected answer, but {config.train} has the columns "
+        f"{', '.join(sorted(map(str, found))) or 'none'}; {ways}, or leave it out"
+    )
 
 
 def load_preferences(config: DataConfig, seed: int, renderer: Renderer) -> Loaded:
