@@ -23,6 +23,7 @@ from sparring.cli_evaluate import app as evaluate
 from sparring.cli_export import app as export
 from sparring.cli_import import app as import_
 from sparring.cli_lab import lab
+from sparring.cli_plan import DryRunOption, show_plan
 from sparring.cli_reinforce import app as reinforce
 from sparring.cli_reward import app as reward
 from sparring.cli_runs import ConfigArgument, JsonOption, Overrides, carry_out, conclude, follows, given_config
@@ -60,12 +61,12 @@ def run(
     config: ConfigArgument = None,
     overrides: Overrides = None,
     as_json: JsonOption = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="the same as `sparring check`")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Fine-tune, then self-play: the whole job. The same command goes on after a kill."""
     settings = _config(config, overrides)
     if dry_run:
-        _check(settings, as_json)
+        show_plan(settings, as_json)
         return
     if settings.compare is not None:
         from sparring.study import Study
@@ -97,8 +98,8 @@ def compare(
 
 @app.command()
 def check(config: ConfigArgument = None, overrides: Overrides = None, as_json: JsonOption = False) -> None:
-    """Show the plan, the config, one example with its mask, counts and an estimate; train nothing."""
-    _check(_config(config, overrides), as_json)
+    """Show the plan of what the config is for, one example with its mask, counts and an estimate; train nothing."""
+    show_plan(given_config(config, overrides), as_json)
 
 
 @app.command()
@@ -149,20 +150,6 @@ def _config(config: str | None, overrides: list[str] | None) -> Config:
     from sparring.verbs import for_verb
 
     return for_verb(given_config(config, overrides), "run")
-
-
-def _check(settings: Config, as_json: bool) -> None:
-    from sparring.plan import plan
-
-    if follows():
-        return
-    facts = plan(settings)
-    if as_json:
-        import json
-
-        print(json.dumps(facts.facts))
-    else:
-        print(facts.text)
 
 
 def _compare(settings: Config) -> None:

@@ -6,7 +6,7 @@ synthetic: nothing is decoded and encoded again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sparring.config import DataConfig
@@ -14,12 +14,13 @@ from sparring.data.comparisons import PREFERENCES
 from sparring.data.formats import FORMATS, fits
 from sparring.data.load import Loaded, columns_of, load, load_all
 from sparring.data.messages import Conversation, Example, Message, Renderer, fit
-from sparring.data.pairs import Preference
+from sparring.data.pairs import Preference, Prompt, keyed
 from sparring.data.prepare import holds_special, room
 from sparring.data.selfplayed import is_run, loaded_run, run_pairs
 from sparring.data.sources import LABORATORY
 from sparring.errors import DataError
 
+SIDES = {"train": "training", "eval": "held-out", "test": "test"}
 Sided = tuple[Example, Example, float, list[float]]  # chosen, rejected, weight, votes
 
 
@@ -102,6 +103,18 @@ def prepare_preferences(
         sides[side] = _kept(pairs, {}, loaded.bad if side == "train" else [], config, length, side)
         counts |= {f"{side}_{name}": count for name, count in sides[side].counts.items()}
     return sides, counts
+
+
+def chosen_of(pairs: Sequence[Preference], end_ids: Iterable[int], side: str) -> list[Prompt]:
+    """Each chosen answer once, whatever number of others it beat. DataError where all are ties."""
+    rows = {(tuple(row.prompt_ids), tuple(row.chosen_ids)): row for row in reversed(pairs) if row.weight == 1}
+    if not rows:
+        raise DataError(f"every {SIDES[side]} pair is a tie, so there is no chosen answer to judge by; give more data")
+    ends = set(end_ids)
+    return keyed(
+        Example(row.prompt_ids, row.chosen_ids, row.chosen_ids[-1] in ends, row.source)
+        for row in reversed(rows.values())
+    )
 
 
 def _rendered(rows: Iterable[Conversation], renderer: Renderer) -> Iterable[Sided]:
