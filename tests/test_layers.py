@@ -230,37 +230,26 @@ ROWS = {
     "chat": 22,
     "export.source": 22,
     "laboratory.tour": 22,
-<<<<<<< HEAD
-    "measuring": 22,
     "planning.dpo": 22,
     "planning.reinforce": 22,
     "planning.reward": 22,
     "planning.selfplay": 22,
-=======
->>>>>>> main
     "rewards.scored": 22,
     "study": 22,
     "chat_terminal": 23,
     "cli_lab": 23,
     "export.merged": 23,
     "importing": 23,
-<<<<<<< HEAD
-    "plan": 23,
-    "cli_chat": 24,
-=======
     "measuring": 23,
+    "plan": 23,
     "cli_evaluate": 24,
->>>>>>> main
     "cli_import": 24,
     "cli_plan": 24,
     "export.adapter": 24,
-<<<<<<< HEAD
+    "cli_chat": 25,
     "cli_dpo": 25,
     "cli_reinforce": 25,
     "cli_reward": 25,
-=======
-    "cli_chat": 25,
->>>>>>> main
     "export.gguf_adapter": 25,
     "export.exporting": 26,
     "serve_models": 26,
