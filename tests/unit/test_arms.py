@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sparring.arms import KNOWN, PAIRED, PROMPTED, STANDARD, chosen_arms, learning_rates
+from sparring.arms import KNOWN, PAIRED, PROMPTED, STANDARD, chosen_arms, learning_rates, prefers
 from sparring.config import CompareConfig, Config
 from sparring.configfile import build_config, changed
 from sparring.errors import ConfigError
@@ -76,6 +76,20 @@ def test_own_arms() -> None:
     arm = arms(arms=["sft", own])["four"]
     assert dict(arm.settings) == {"selfplay.anchor": 0.0, "selfplay.samples": 4}
     assert (arm.key, arm.values, arm.label) == ("selfplay.beta", [0.1, 1.0], "four")
+
+
+def test_own_arms_of_pairs() -> None:
+    """Their learning rate is DPO's own, and keys of self-play, which would do nothing, are refused."""
+    own = [
+        {"name": "ipo", "settings": {"dpo.loss": "ipo"}},
+        {"name": "held", "like": "dpo", "settings": {"dpo.anchor": 1.0}},
+    ]
+    found = arms(arms=own)
+    assert [found[name].key for name in ("ipo", "held", "spin-anchor")] == ["dpo.lr", "dpo.lr", "selfplay.lr"]
+    assert [prefers(arm) for arm in found.values()] == [True, True, False, False, False]
+    for wrong in ({"like": "spin", "settings": {"dpo.beta": 1}}, {"like": "dpo", "grid": {"selfplay.beta": [1.0]}}):
+        with pytest.raises(ConfigError, match="learns from pairs, where selfplay"):
+            arms(arms=[{"name": "x", **wrong}])
 
 
 def test_nested_settings_are_dotted_keys() -> None:
