@@ -309,7 +309,7 @@ NEUTRAL = {
     "track": True,
     "start": True,
     "model": {"base", "revision", "template", "quantise", "double_quant"},
-    "data": {"train", "eval", "test", "ties", "answers"},
+    "data": {"train", "eval", "test", "ties", "answers"},  # ties: where there are preferences, identify adds it
     "selfplay": {"keep", *LATER},
     "evaluation": {"show": True, "prompting": {"rules"}},
     "compare": True,

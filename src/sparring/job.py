@@ -94,14 +94,16 @@ def identify(config: Config) -> Found:
     loaded = kind.read(config, renderer)
     device, dtype = choose_device(config.model)
     same: dict[str, Any] = {
+        **kind.decides(config),  # first, for what differs first is told
         **decisive(config),
-        **kind.decides(config),
         "computed on": f"{device.type} in {str(dtype).removeprefix('torch.')}",
         **({"base quantised to": described(quantised, config.model)} if quantised else {}),
         "base fingerprint": fingerprint_base(base_folder, config.model),
         "data fingerprint": loaded.fingerprint,
         "template fingerprint": digest([renderer.template, renderer.end_ids]),
     }
+    if loaded.compared:
+        same["data"] = {**same["data"], "ties": config.data.ties}
     if config.evaluation.prompting.style == "rules":
         same["rules fingerprint"] = digest(read_rules(config.evaluation.prompting))
     if config.start is not None:
