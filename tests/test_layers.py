@@ -190,6 +190,7 @@ ROWS = {
     "evaluation.prompting.sheet": 11,
     "evaluation.quantisation": 11,
     "generation.play": 11,
+    "lesson": 11,
     "preparing": 11,
     "rewards.build": 11,
     "trainer": 11,
