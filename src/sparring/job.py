@@ -30,6 +30,7 @@ from sparring.run import Event, Run
 from sparring.selfplay import self_play
 from sparring.session import Session
 from sparring.start import fingerprint_start, settled
+from sparring.stopping import stopped_by
 
 
 def quiet_libraries() -> None:
@@ -127,6 +128,8 @@ def identify(config: Config, read: Reader | None = None) -> Found:
         same["rules fingerprint"] = digest(read_rules(config.evaluation.prompting))
     if config.reinforce is not None:
         same["reinforce"] = config.reinforce.model_dump(mode="json")
+    if config.sft.stop == "scorer" and read is None:
+        same["sft"] |= stopped_by(config, renderer, same["base fingerprint"])
     if config.start is not None:
         same["start fingerprint"] = fingerprint_start(config)
     words = quantised and described(quantised, config.model)

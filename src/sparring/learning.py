@@ -24,6 +24,7 @@ from sparring.models.scoring import computed_tokens
 from sparring.run import CHECKPOINTS, Event, Phase
 from sparring.schedule import plan_steps
 from sparring.session import Session
+from sparring.stopping import roll_back, stop_for
 from sparring.tasks import PairTask, SFTTask, pair_rows
 from sparring.trainer import fit
 from sparring.watching import watch_for
@@ -32,7 +33,10 @@ from sparring.watching import watch_for
 
 
 def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
-    """theta_0: a fresh adapter trained on the real answers. With sft.epochs 0, the base itself; with `start`, that."""
+    """theta_0: a fresh adapter trained on the real answers, as it was at the best check if `sft.stop` asks for any.
+
+    With sft.epochs 0, the base itself; with `start`, that.
+    """
     config, rows = session.config.sft, session.prompts(data, "train")
     hold = session.config.selfplay.hold
     start, base, optimiser = Player.untrained(session.ring.base, hold), session.ring.base, session.config.optimiser
@@ -54,12 +58,13 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
     stopped = fit(
         session.run, folder, session.ring, task, steps,
         lr=config.lr, warmup=config.warmup, schedule=config.schedule, optimiser=optimiser,
-        seed=session.seed("sft"), track=list(session.config.track), watch=lambda step, means: None,
+        seed=session.seed("sft"), track=list(session.config.track), watch=stop_for(session, folder, data, len(steps)),
         checkpointing=budget.checkpointing,
     )  # fmt: skip
+    kept = roll_back(session, folder, config.stop)
     if session.crew.writes:
         session.ring.save(folder, start, session.run.folder, "sft")
-    return sizes.facts(session, steps, stopped, flops, budget.checkpointing)
+    return {**sizes.facts(session, steps, stopped, flops, budget.checkpointing), **kept}
 
 
 def write_start(session: Session, folder: Path, name: str) -> None:
