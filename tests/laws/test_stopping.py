@@ -10,6 +10,7 @@ import pytest
 
 from sparring.config import decisive
 from sparring.configfile import build_config
+from sparring.console import Plain
 from sparring.errors import ConfigError, RunError
 from sparring.job import identify, open_session
 from sparring.learning import fine_tune
@@ -234,6 +235,36 @@ def test_few_kept_files_lie_about(tmp_path: Path) -> None:
     names = [[f"kept-{step}.safetensors" for step in steps] for steps in ([6], [6, 12], [12, 18], [12, 24], [12, 24])]
     assert seen == [sorted(each) for each in names]  # a kill now goes on from step 0, 8, 16, 16, 24
     assert not list(tmp_path.rglob("kept-*"))
+
+
+def test_what_was_kept_and_is_gone_is_missed(tmp_path: Path) -> None:
+    def lose(event: dict[str, Any]) -> None:
+        for path in tmp_path.rglob("kept-*") if event["event"] == "check" else []:
+            path.unlink()
+
+    with Run(tmp_path / "run") as opened:
+        opened.listeners.append(lose)
+        session = open_session(lab.config(tmp_path, *FEW, "sft.stop=nll"), opened)
+        data = session.once("data", prepare_data)
+        with pytest.raises(
+            RunError, match=r"kept-6\.safetensors is gone, which was the best step so far; remove .*sft"
+        ):
+            session.once("sft", fine_tune, data)
+
+
+def test_the_terminal_says_it(capsys: pytest.CaptureFixture[str]) -> None:
+    say = Plain()
+    for event in (
+        {"event": "start", "phase": "sft"},
+        {"event": "stop", "phase": "sft", "step": 6, "reason": "worse {so}"},
+        {"event": "rollback", "phase": "sft", "kept": 3, "of": 6, "text": "rolled back to step 3 of 6: …"},
+        {"event": "phase", "phase": "sft", "seconds": 1.0},
+    ):
+        say(event)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  stopped early at step 6: worse {so}",
+        "  rolled back to step 3 of 6: …",
+    ]
 
 
 def test_without_an_interval_nothing_is_stopped_and_that_is_said(tmp_path: Path) -> None:
