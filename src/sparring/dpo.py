@@ -48,12 +48,13 @@ def prefer(session: Session) -> Phase:
         once("quantisation", quantisation_cost, data)
     start = once("sft", fine_tune, data)  # θ_0, the reference
     before = once("sft-scores", judge, data, start, start, None, label=session.first, iteration=None)
-    once("base-scores", judge, data, None, start, None, label="base", iteration=None)
+    base = once("base-scores", judge, data, None, start, None, label="base", iteration=None)
     pairs = once("0/pairs", score_reference, data, start)  # log p_θ0
     player = once("0/player", learn, start, pairs, data, before, iteration=0)  # θ_1
     scores = once("0/scores", judge, data, player, start, None, label="θ_1 (DPO)", iteration=0)
     told = once("0/preferred", preferred, data, pairs, player)
-    best = once("best", choose_preferred, scorer.judge(data, before), scorer.judge(data, scores), told)
+    judged = [scorer.judge(data, one) for one in (before, base, scores)]
+    best = once("best", choose_preferred, judged[0], judged[2], told)
     if "test_examples" in data.facts:
         once("test", examine, data, start, start if best.facts["player"] == "sft" else player, player)
     return best
