@@ -19,10 +19,10 @@ import pytest
 from rich.console import Console
 from tests.helpers import CHATML, byte_tokenizer, piece_tokenizer, save_base
 
-from sparring import chat as module
 from sparring.browse import answer
-from sparring.chat import Chat, Said, Spelling, Voice, Wishes, obey, open_chat
-from sparring.chat_terminal import _beside, answer_lines, columns
+from sparring.chatting import chat as module
+from sparring.chatting.chat import Chat, Said, Spelling, Voice, Wishes, obey, open_chat
+from sparring.chatting.terminal import _beside, answer_lines, columns
 from sparring.configfile import build_config
 from sparring.errors import InputError
 from sparring.job import run_job

@@ -21,7 +21,7 @@ from tests.parity.test_architectures import IM, TOKENIZERS
 from transformers import AutoModelForCausalLM
 
 from sparring.errors import InputError, ModelError, SparringError
-from sparring.importing import look_at
+from sparring.importing.adapter import look_at
 
 
 @pytest.fixture(scope="module")

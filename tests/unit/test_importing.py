@@ -24,14 +24,14 @@ from tests.parity.test_architectures import TOKENIZERS
 from tests.unit.test_cli import call, refused
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from sparring import adapter_check
-from sparring.adapter_check import Verified
 from sparring.browse import answer, find_run
 from sparring.data.pairs import Prompt, Rows
 from sparring.errors import ConfigError, LawBroken, ModelError
 from sparring.export.bare import bare_model
 from sparring.export.merged import merge_run
-from sparring.importing import import_adapter, left_out, look_at
+from sparring.importing import check as adapter_check
+from sparring.importing.adapter import import_adapter, left_out, look_at
+from sparring.importing.check import Verified
 
 
 @pytest.fixture(scope="module")

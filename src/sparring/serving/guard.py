@@ -1,4 +1,4 @@
-"""What stands before a server of others: `python -m sparring.serve_guard FACTS.json transformers serve --host …`.
+"""What stands before a server of others: `python -m sparring.serving.guard FACTS.json transformers serve --host …`.
 
 The server is started as its own command line would start it. What is asked is looked at first: for a model that is not
 served, transformers would take any folder of this machine and llama.cpp its first model; neither says that a prompt is

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sparring.chat import COMMANDS, Chat, Said, Told, Voice, obey
+from sparring.chatting.chat import COMMANDS, Chat, Said, Told, Voice, obey
 from sparring.errors import InputError, SparringError
 from sparring.report.records import text
 
