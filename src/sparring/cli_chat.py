@@ -30,7 +30,7 @@ def chat(
     """Talk with a player, or with two side by side. Input from a pipe: one answer per line, as plain text."""
     if top_p == 0:
         raise typer.BadParameter("top-p must be above 0")
-    from sparring.chatting.chat import Wishes, open_chat
+    from sparring.chatting.opening import Wishes, open_chat
     from sparring.chatting.terminal import answer_lines, talk
 
     wishes = Wishes(player, vs, temperature, top_p, max_new_tokens, seed, system, best_of, scorer)

@@ -13,7 +13,7 @@ from tests.helpers import CHATML, byte_tokenizer, save_base
 
 from sparring.best_of import chooser_settings
 from sparring.browse import answer
-from sparring.chatting.chat import Wishes, open_chat
+from sparring.chatting.opening import Wishes, open_chat
 from sparring.configfile import build_config
 from sparring.errors import InputError, RewardError
 from sparring.job import run_job

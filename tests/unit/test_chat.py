@@ -21,7 +21,10 @@ from tests.helpers import CHATML, byte_tokenizer, piece_tokenizer, save_base
 
 from sparring.browse import answer
 from sparring.chatting import chat as module
-from sparring.chatting.chat import Chat, Said, Spelling, Voice, Wishes, obey, open_chat
+from sparring.chatting.chat import Chat, Said, Voice
+from sparring.chatting.commands import obey
+from sparring.chatting.opening import Wishes, open_chat
+from sparring.chatting.spelling import Spelling
 from sparring.chatting.terminal import _beside, answer_lines, columns
 from sparring.configfile import build_config
 from sparring.errors import InputError

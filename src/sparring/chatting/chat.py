@@ -6,37 +6,24 @@ the same prompt, seed and settings. Nothing here knows a terminal.
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, final
 
-from sparring.best_of import choose_best, chooser, chooser_settings
-from sparring.browse import another, find_run, is_model, open_model, open_player, read_settings
-from sparring.config import Config, GenerationConfig
+from sparring.best_of import choose_best
+from sparring.chatting.spelling import Spelling
+from sparring.config import GenerationConfig
 from sparring.data.messages import Message
-from sparring.errors import InputError, nearest
+from sparring.errors import InputError
 from sparring.generation.base import Answer
 from sparring.generation.local import LocalGenerator
 from sparring.generation.sampling import stream_keys
 from sparring.models.players import Player, Ring
-from sparring.names import player_name
-from sparring.report.records import read_run
 from sparring.rewards.scorer import Scorer
 
 Told = Callable[[str], None]
-
-COMMANDS = {
-    "/reset": "forget what was said",
-    "/system": "TEXT: what the model is told first; without a text, nothing",
-    "/save": "FILE: write the conversation as JSON lines, one per model",
-    "/help": "these lines",
-    "/quit": "leave, as Ctrl-D does",
-}
 
 
 @dataclass
@@ -61,35 +48,6 @@ class Said:
     cut: bool = False
     stopped: bool = False
     dropped: int = 0
-
-
-@final
-class Spelling:
-    """The text of an answer as its tokens come: never half a character, and in the end what `decode` gives."""
-
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        self._decode = decode
-        self.ids: list[int] = []
-        self.shown = ""
-
-    def add(self, token: int) -> str:
-        """What there is to show more after one more token."""
-        self.ids.append(token)
-        whole = self._decode(self.ids).rstrip("\N{REPLACEMENT CHARACTER}")  # bytes of a character that is not whole yet
-        return self._more(whole) if whole.startswith(self.shown) else ""
-
-    def rest(self) -> str:
-        """What is still to be shown when no token follows."""
-        whole = self._decode(self.ids)
-        if not whole.startswith(self.shown):  # a tokenizer that takes back what it wrote: go on where that began
-            same = zip(whole, self.shown, strict=False)
-            self.shown = whole[: next((i for i, (a, b) in enumerate(same) if a != b), min(len(whole), len(self.shown)))]
-        return self._more(whole)
-
-    def _more(self, whole: str) -> str:
-        more = whole[len(self.shown) :]
-        self.shown = whole
-        return more
 
 
 @dataclass
@@ -186,11 +144,12 @@ class Chat:
     def _messages(self, voice: Voice, question: str, left: int) -> tuple[Message, ...]:
         turns = [Message("user", question)]
         if self.template:
-            turns = [*_told(voice.turns[left:]), *turns]
+            turns = [*as_messages(voice.turns[left:]), *turns]
         return (*([Message("system", self.system)] if self.template and self.system else []), *turns)
 
 
-def _told(turns: list[tuple[str, str]]) -> list[Message]:
+def as_messages(turns: list[tuple[str, str]]) -> list[Message]:
+    """(question, answer) after (question, answer), as the turns of a chat."""
     return [m for asked, said in turns for m in (Message("user", asked), Message("assistant", said))]
 
 
@@ -208,104 +167,3 @@ def unbroken() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if came:
         raise KeyboardInterrupt
-
-
-# ---------------------------------------------------------------- who answers
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What the user asked for; None: what the run has."""
-
-    player: str = "best"
-    vs: str | None = None
-    temperature: float = 1.0
-    top_p: float | None = None
-    max_new_tokens: int = 256
-    seed: int = 0
-    system: str | None = None
-    best_of: int = 1
-    scorer: str | None = None
-
-
-def open_chat(which: str, runs: Path, wishes: Wishes) -> Chat:
-    """A chat with a run's player, or with a model's folder. Raises InputError for what there is not."""
-    folder = Path(which).expanduser()
-    if is_model(folder):
-        if wishes.vs is not None or wishes.player not in ("best", "base"):
-            raise InputError(f"{folder} is a model's folder, which has no other players; leave --player and --vs out")
-        opened, voices = open_model(folder), [folder.resolve().name]
-        players = [opened.player]
-    else:
-        run = find_run(which, runs)
-        names = [player_name(run, name) for name in (wishes.player, *([wishes.vs] if wishes.vs else []))]
-        if len(set(names)) < len(names):
-            raise InputError(f"both are {names[0]}; give another player with --vs")
-        chooser_settings(Config.model_validate(read_settings(run)), wishes.scorer, wishes.best_of)
-        opened, record = open_player(run, names[0]), read_run(run)
-        voices = [record.label(name) for name in names]
-        players = [opened.player, *(another(run, name, opened.ring) for name in names[1:])]
-    if wishes.system and not opened.chat:
-        raise InputError("this model continues plain text, so there is nobody to tell; leave --system out")
-    changes: dict[str, Any] = {"temperature": wishes.temperature}
-    changes |= {} if wishes.top_p is None else {"top_p": wishes.top_p}
-    return Chat(
-        opened.ring,
-        opened.config.generation.model_copy(update=changes),
-        [Voice(label, player) for label, player in zip(voices, players, strict=True)],
-        opened.chat,
-        wishes.seed,
-        wishes.max_new_tokens,
-        (opened.config.data.system if wishes.system is None else wishes.system) or "" if opened.chat else "",
-        best_of=wishes.best_of,
-        scorer=chooser(opened.config, opened.ring, wishes.scorer, wishes.best_of),
-    )
-
-
-# ---------------------------------------------------------------- commands
-
-
-def obey(chat: Chat, line: str) -> str:
-    """Do what a line that begins with a slash says, /quit excepted; returns what to tell the user.
-
-    Raises InputError for an unknown command, and for a file that is there or cannot be written.
-    """
-    name, _, rest = line.strip().partition(" ")
-    rest = rest.strip()
-    if name == "/reset":
-        chat.reset()
-        return "forgotten"
-    if name == "/system":
-        if not chat.template:
-            raise InputError("this model continues plain text, so there is nobody to tell")
-        chat.system = rest
-        return "told from now on" if rest else "told nothing from now on"
-    if name == "/save":
-        return save(chat, rest)
-    if name == "/help":
-        return "\n".join(f"{word:<8} {about}" for word, about in COMMANDS.items())
-    raise InputError(f'"{name}" is not a command; {nearest(name, COMMANDS)}')
-
-
-def save(chat: Chat, name: str) -> str:
-    """Write what was said, all of it, to a new file: a line of `messages` per voice; of plain text, one per opening."""
-    if not name:
-        raise InputError("/save needs a file's name, such as /save talk.jsonl")
-    if not any(voice.turns for voice in chat.voices):
-        raise InputError("nothing was said yet")
-    path, rows = Path(name).expanduser(), list[dict[str, Any]]()
-    opening = [Message("system", chat.system)] if chat.system else []
-    for voice in chat.voices:
-        if chat.template:
-            messages = [{"role": m.role, "content": m.content} for m in [*opening, *_told(voice.turns)]]
-            rows.append({"messages": messages, "model": voice.label})
-        else:
-            rows += [{"prompt": a, "completion": b, "model": voice.label} for a, b in voice.turns]
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    except FileExistsError:
-        raise InputError(f"{path} exists, and is not overwritten; give another name") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); give another name") from None
-    return f"saved: {path}"
