@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tests.helpers import CHATML, byte_tokenizer, save_base
+from tests.talks import run_on, save_talker, sums
 
 from sparring.best_of import chooser_settings
 from sparring.browse import answer
 from sparring.chatting.opening import Wishes, open_chat
 from sparring.configfile import build_config
 from sparring.errors import InputError, RewardError
-from sparring.job import run_job
 
 PATTERN = "^[^a]*$"  # of four answers one at least, and not the first, where tests say so
 
@@ -25,21 +23,9 @@ PATTERN = "^[^a]*$"  # of four answers one at least, and not the first, where te
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs: `talk` has a scorer, `mute` has none."""
     place = tmp_path_factory.mktemp("place")
-    save_base(place / "base", "llama", byte_tokenizer(template=CHATML, special=("<|endoftext|>",)))
-    rows = [
-        {"messages": [{"role": "user", "content": f"{a} and {b}"}, {"role": "assistant", "content": f"{a + b}"}]}
-        for a in range(4)
-        for b in range(6)
-    ]
-    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_talker(place)
     for name, scorer in (("talk", {"name": "regex", "pattern": PATTERN}), ("mute", None)):
-        tree = {
-            "name": name, "runs": str(place / "runs"), "threads": 1, "scorer": scorer,
-            "model": {"base": str(place / "base"), "dtype": "fp32", "device": "cpu"},
-            "data": {"train": str(place / "rows.jsonl"), "eval_size": 6},
-            "method": {"r": 4}, "sft": {"batch_size": 5}, "selfplay": {"iterations": 0}, "evaluation": {"show": 1},
-        }  # fmt: skip
-        run_job(build_config(tree, []), [])
+        run_on(place, name, sums(), scorer=scorer, sft={"batch_size": 5}, selfplay={"iterations": 0})
     return place
 
 
