@@ -30,6 +30,8 @@ from sparring.chatting.terminal import _beside, answer_lines, columns
 from sparring.errors import InputError
 from sparring.report.records import text as printable
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 MAIN = "from sparring.cli import main; main()"
 
 

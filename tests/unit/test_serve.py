@@ -33,6 +33,8 @@ from sparring.serving.models import weights
 from sparring.serving.server import Wishes, command, plan, shown
 from sparring.serving.shelf import Shelf, open_shelf
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 MAIN = "from sparring.cli import main; main()"
 HALF = "\N{REPLACEMENT CHARACTER}"  # of a character that the limit cut, not every server shows something
 NO_SERVER = "fastapi, uvicorn or openai is not installed (the extra `serve`)"
