@@ -200,6 +200,7 @@ ROWS = {
     "studied": 12,
     "evaluation.judge": 13,
     "reference": 13,
+    "drawn": 12,
     "rewarding": 13,
     "evaluation.examine": 14,
     "evaluation.preferred": 14,

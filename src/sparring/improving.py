@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from sparring.allowance import Cost, epochs_within
 from sparring.config import at
 from sparring.data.pairs import Group, Rows
 from sparring.errors import LawBroken
@@ -22,6 +23,7 @@ from sparring.schedule import plan_steps
 from sparring.session import Session
 from sparring.trainer import fit
 
+PASSES = 4.0  # over the same answers, at most, where a budget decides
 
 def improve(session: Session, folder: Path, player: Phase, scored: Phase, data: Phase, *, iteration: int) -> Event:
     """theta_t+1: a copy of theta_t, for which answers with a positive advantage become likelier."""
@@ -38,7 +40,11 @@ def improve(session: Session, folder: Path, player: Phase, scored: Phase, data: 
     budget = budget_of(session, folder, group_rows(rows[int(np.argmax(sizes))]))
     limit = answer_limit(session, data)
     task = PolicyTask(session.ring.base, rows, config, limit, budget.tokens, scored.facts["noise"])
-    steps = plan_steps(len(rows), config.batch_size, config.epochs, session.seed("order", iteration))
+    flops, every = Flops.of(model), range(len(rows))
+    whole = flops.training(*_trained_lengths(rows, every), sum(sizes), budget.checkpointing)
+    once = Cost(len(rows) / config.batch_size, sum(sizes), whole)
+    epochs = epochs_within(session, folder, iteration, once, config.epochs, max(PASSES, config.epochs))
+    steps = plan_steps(len(rows), config.batch_size, epochs, session.seed("order", iteration))
     stopped = fit(
         session.run, folder, session.ring, task, steps,
         lr=config.lr or at(session.config.selfplay.lr, 0), warmup=config.warmup, schedule=config.schedule,
@@ -54,11 +60,17 @@ def improve(session: Session, folder: Path, player: Phase, scored: Phase, data: 
         session.ring.save(folder, before, session.run.folder, f"{iteration}/player")
     done = max((event["step"] for event in session.run.events() if event["event"] == "step"), default=0)
     items = [item for step in steps[:done] for item in step]
-    prompts, answers = rows.lengths("prompt_ids"), rows.inner_lengths("answer_ids")
-    lengths = [prompts[i] + n - 1 for i in items for n in answers[i]]
+    lengths, scored = _trained_lengths(rows, items)
     tokens = sum(sizes[item] for item in items)
-    spent = Flops.of(model).training(lengths, sum(sum(answers[i]) for i in items), tokens, budget.checkpointing)
-    return {"stopped": stopped, "steps": done, "tokens": tokens, "flops": spent, "trainable": session.ring.size}
+    spent = flops.training(lengths, scored, tokens, budget.checkpointing)
+    made = {"stopped": stopped, "steps": done, "tokens": tokens, "flops": spent, "trainable": session.ring.size}
+    return {**made, "passes": len(items) / len(rows)}
+
+
+def _trained_lengths(rows: Rows[Group], items: Sequence[int]) -> tuple[list[int], int]:
+    """(length of every row that was trained on, answer tokens in them)."""
+    prompts, answers = rows.lengths("prompt_ids"), rows.inner_lengths("answer_ids")
+    return [prompts[i] + n - 1 for i in items for n in answers[i]], sum(sum(answers[i]) for i in items)
 
 
 def _sizes(base: Base, rows: Rows[Group]) -> list[int]:
