@@ -203,6 +203,7 @@ ROWS = {
     "reference": 13,
     "drawn": 12,
     "rewarding": 13,
+    "asked": 14,
     "evaluation.examine": 14,
     "evaluation.preferred": 14,
     "evaluation.valued": 14,

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from sparring.config_compare import ArmConfig, AxisConfig, CompareConfig
 from sparring.config_dpo import DPOConfig
-from sparring.config_evaluation import EvaluationConfig, PromptingConfig, check_scorer_uses
+from sparring.config_evaluation import EvaluationConfig, PromptingConfig, check_scorer_uses, check_select
 from sparring.config_inputs import DataConfig, ModelConfig
 from sparring.config_reinforce import ReinforceConfig
 from sparring.config_reward import RewardConfig
@@ -272,16 +272,11 @@ class Config(Section):
                     f"selfplay.beta and selfplay.anchor are both 0 in iteration {t}, so nothing would be learnt; "
                     "give one of them a value above 0"
                 )
-        if self.evaluation.select == "exact_kl" and not self.in_laboratory:
-            raise ValueError(
-                'evaluation.select "exact_kl" is known only in the laboratory (data.train laboratory, no data.eval, '
-                "rendered as text); use nll"
-            )
-        if self.evaluation.select == "match" and self.evaluation.match is None:
-            raise ValueError(
-                'evaluation.select is "match", but evaluation.match does not say what must match; give whole, '
-                "last_number or a regular expression"
-            )
+        chosen_by = {"evaluation.select": self.evaluation.select}
+        if self.reinforce is not None:
+            chosen_by["reinforce.select"] = self.reinforce.select
+        for key, select in chosen_by.items():
+            check_select(key, select, self.evaluation.match, self.in_laboratory)
         thinks = self.evaluation.prompting.style in ("chain_of_thought", "reflection")
         if thinks and self.evaluation.select != "match" and play.iterations:
             raise ValueError(

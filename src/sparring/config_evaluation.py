@@ -44,6 +44,20 @@ class EvaluationConfig(Section):
         return match
 
 
+def check_select(key: str, select: str, match: str | None, in_laboratory: bool) -> None:
+    """Raise ValueError where a metric cannot choose the best iteration. key: where it stands."""
+    if select == "exact_kl" and not in_laboratory:
+        raise ValueError(
+            f'{key} "exact_kl" is known only in the laboratory (data.train laboratory, no data.eval, '
+            "rendered as text); use nll"
+        )
+    if select == "match" and match is None:
+        raise ValueError(
+            f'{key} is "match", but evaluation.match does not say what must match; give whole, '
+            "last_number or a regular expression"
+        )
+
+
 def check_scorer_uses(select: str, play: Any, given: bool) -> None:
     """Raise ValueError for what asks a scorer where there is none. play: the section `selfplay`."""
     keys = {

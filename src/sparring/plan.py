@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import yaml
 
-from sparring.axis import asked_arms
+from sparring.asked import asked_study
 from sparring.config import Config, at, learning_rate
 from sparring.console import clock
 from sparring.data.messages import Renderer, choose_template
@@ -101,13 +101,15 @@ def _what(config: Config, base: Base, parameters: int, found: Found, estimate: d
         )
     lines.append(f"{play.iterations + 2}. the best of all players by held-out {config.evaluation.select}, and a report")
     if config.compare is not None:
-        asked, arms = asked_arms(config, config.compare)
+        _, asked, arms = asked_study(config)
         alike = f"at equal {asked.match}" if asked.axis is None else f"along {asked.axis.key}, at the same data"
         lines.append(
             f"then: {len(arms)} arms × {len(asked.seeds)} seeds {alike}, each run of about the time estimated below; "
             f"{asked.target} against {asked.reference} in {asked.primary}, each arm's value tried on "
             f"{min(asked.tune_seeds, len(asked.seeds))} of the seeds"
         )
+        if ranked := sum(arm.best_of > 1 for arm in arms):
+            lines.append(f"      {ranked} of these arms train nothing: the best of n answers of another one's players")
     limit = config.generation.max_new_tokens
     if limit is not None and limit < estimate["long_answer"]:
         lines.append(

@@ -63,7 +63,7 @@ class Run:
     """One run folder, locked while open. Use as a context manager.
 
     listeners get every event; the command line draws progress from them.
-    lender    gives a finished phase of the same name and making in another run folder, or None
+    lender    gives a finished phase of the same name and making (fingerprint) in another run folder, or None
     crew      the processes that work on it; what only writes or tells does nothing in all but one
     """
 
@@ -71,7 +71,7 @@ class Run:
         self.folder = folder
         self.crew = crew or Crew()
         self.listeners: list[Callable[[Event], None]] = []
-        self.lender: Callable[[str], Path | None] = lambda name: None
+        self.lender: Callable[[str, str], Path | None] = lambda name, fingerprint: None
         self.identity = ""
         self._visited: list[Phase] = []
         self._current: tuple[str, Path] | None = None
@@ -225,7 +225,7 @@ class Run:
         settings: dict[str, Any],
     ) -> None:
         partial = folder.with_name(folder.name + ".partial")
-        if self.crew.writes and (lent := self.lender(name)) is not None:
+        if self.crew.writes and (lent := self.lender(name, fingerprint)) is not None:
             borrow(lent, partial, fingerprint)
         elif self.crew.writes and read_marker(partial).get("fingerprint") != fingerprint:
             remove(partial)

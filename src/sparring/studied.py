@@ -40,12 +40,12 @@ def bring_together(
     adjusted = _family(asked, ran, differences)
     words = Words(asked, {one.arm.name: one.arm.label for one in ran}, adjusted)
     arms = [_arm(folder, words, one, rows, differences) for one in ran]
-    primary = {pair: found[asked.primary] for pair, found in differences.items() if asked.primary in found}
+    primary = {pair: found[asked.metric] for pair, found in differences.items() if asked.metric in found}
     lock = read_run(ran[0].folders[0]).lock
     content = {
         "name": config.name,
         "finished": True,
-        "primary": asked.primary,
+        "primary": asked.metric,
         "match": asked.match if asked.axis is None else "",
         "seeds": list(asked.seeds),
         "target": asked.target,
@@ -97,9 +97,16 @@ def _differences(mine: Measured, theirs: Measured) -> dict[str, Difference]:
 
 
 def _pairs(asked: CompareConfig, ran: Sequence[Ran]) -> list[Pair]:
-    """Which arm is compared with which: with the reference and SFT, or along an axis as the arms say."""
-    usual = (asked.reference, "sft")
-    pairs = [(one.arm.name, other) for one in ran for other in (usual if one.arm.against is None else one.arm.against)]
+    """Which arm is compared with which: with the reference and SFT, or along an axis as the arms say.
+
+    The best of n answers also with one answer of the same players, and with the best of n of the reference.
+    """
+    known, pairs = {one.arm.name for one in ran}, []
+    for one in ran:
+        arm = one.arm
+        ranked = (arm.after, f"{asked.reference}-best-of-{arm.best_of}") if arm.best_of > 1 else ()
+        others = (asked.reference, "sft", *ranked) if arm.against is None else arm.against
+        pairs += [(arm.name, other) for other in others if other in known]
     return [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1]]
 
 
@@ -110,7 +117,7 @@ def _family(
     own = {one.arm.name for one in ran if one.arm.against is not None}
     family = {}
     for pair, of_metric in found.items():
-        p = of_metric[asked.primary].p if asked.primary in of_metric else None
+        p = of_metric[asked.metric].p if asked.metric in of_metric else None
         if p is not None and (pair[0] in own or pair[1] == asked.reference):
             family[pair] = p
     return holm(family)
@@ -165,6 +172,7 @@ def _arm(
         "label": arm.label,
         "what": arm.what,
         "settings": dotted(arm.settings),
+        "best_of": arm.best_of,
         "grid": grid if arm.values else None,
         "values": _values(mine.best, mine.facts),
         "last": _values(mine.last, []),
