@@ -19,7 +19,7 @@ from __future__ import annotations
 from sparring.config import Config
 from sparring.errors import ConfigError
 from sparring.evaluation.choose import choose, tidy
-from sparring.evaluation.examine import examine
+from sparring.evaluation.examine import examination
 from sparring.evaluation.quantisation import quantisation_cost
 from sparring.evaluation.valued import judge_valued
 from sparring.improving import improve
@@ -54,8 +54,7 @@ def reinforce(session: Session) -> Phase:
         tidy(session, judged, players, metric="reward")
 
     best = once("best", choose, *judged, metric="reward")
-    if "test_examples" in data.facts:
-        once("test", examine, data, start, players[best.facts["player"]], player)
+    examination(session, data, start, players[best.facts["player"]], player, scorer)
     return best
 
 
