@@ -75,8 +75,8 @@ def epochs_within(
         return kept
     last = iteration + 1 == rounds(session.config)
     session.run.warn(
-        f"the budget would pay for {kept:.1f} passes over what iteration {iteration} learns from; {most:g} are made, for "
-        f"the same answers teach less each time, and the rest is {'not spent' if last else 'left to the next'}"
+        f"the budget would pay for {kept:.1f} passes over what iteration {iteration} learns from; {most:g} are made, "
+        f"for the same answers teach less each time, and the rest is {'not spent' if last else 'left to the next'}"
     )
     return most
 

@@ -12,7 +12,13 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from sparring.config_compare import ArmConfig, AxisConfig, CompareConfig
 from sparring.config_dpo import DPOConfig
-from sparring.config_evaluation import EvaluationConfig, PromptingConfig, check_scorer_uses, check_select
+from sparring.config_evaluation import (
+    EvaluationConfig,
+    PromptingConfig,
+    check_best_of,
+    check_scorer_uses,
+    check_select,
+)
 from sparring.config_inputs import DataConfig, ModelConfig
 from sparring.config_reinforce import ReinforceConfig
 from sparring.config_reward import RewardConfig
@@ -250,6 +256,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _scorer_is_there(self) -> Config:
         check_scorer_uses(self.evaluation.select, self.selfplay, self.scorer is not None)
+        data, judged = self.data, self.evaluation
+        tested = bool(data.test or data.test_split or data.test_size)
+        check_best_of(judged.best_of, tested, bool(self.scorer or self.in_laboratory or judged.match))
         return self
 
     @model_validator(mode="after")
@@ -306,7 +315,7 @@ NEUTRAL = {
     "model": {"base", "revision", "template", "quantise", "double_quant"},
     "data": {"train", "eval", "test", "ties"},
     "selfplay": {"keep", *LATER},
-    "evaluation": {"show": True, "prompting": {"rules"}},
+    "evaluation": {"show": True, "best_of": True, "prompting": {"rules"}},  # best_of: counts in the test
     "compare": True,
     "reinforce": True,  # these three decide only what their verbs make (kinds.py)
     "dpo": True,

@@ -15,13 +15,14 @@ from __future__ import annotations
 from sparring.config import Config
 from sparring.config_dpo import DPOConfig, reference_of
 from sparring.configfile import build_config
-from sparring.evaluation.examine import examine
+from sparring.evaluation.examine import examination
 from sparring.evaluation.judge import judge
 from sparring.evaluation.preferred import choose_preferred, preferred
 from sparring.evaluation.quantisation import quantisation_cost
 from sparring.learning import fine_tune, learn
 from sparring.preparing import prepare_pairs
 from sparring.reference import score_reference
+from sparring.rewarding import examiner
 from sparring.run import Phase
 from sparring.session import Session
 
@@ -35,7 +36,7 @@ def settled_dpo(config: Config) -> Config:
 
 def prefer(session: Session) -> Phase:
     """Learn from preference pairs; returns the phase that says which player is better and why."""
-    once, config = session.once, session.config
+    once, config, scorer = session.once, session.config, examiner(session)
     session.run.tell({"event": "reference", "text": reference_of(config.start, config.sft.epochs, config.model.base)})
     data = once("data", prepare_pairs)
     if session.quantised:
@@ -48,6 +49,5 @@ def prefer(session: Session) -> Phase:
     scores = once("0/scores", judge, data, player, start, None, label="θ_1 (DPO)", iteration=0)
     told = once("0/preferred", preferred, data, pairs, player)
     best = once("best", choose_preferred, before, scores, told)
-    if "test_examples" in data.facts:
-        once("test", examine, data, start, start if best.facts["player"] == "sft" else player, player)
+    examination(session, data, start, start if best.facts["player"] == "sft" else player, player, scorer)
     return best

@@ -1,4 +1,4 @@
-"""Which prompts an iteration of reinforcement learning asks: all, `reinforce.prompts`, or as many as its budget pays for.
+"""Which prompts an iteration of reinforcement learning asks: all, `reinforce.prompts`, or what its budget pays for.
 
 A group of K answers costs far more than one answer: it is played K times, scored under two players, and learnt. With a
 budget so many prompts are drawn that all of that, `reinforce.epochs` passes of learning included, takes the iteration's
@@ -65,8 +65,10 @@ def _expected(session: Session, config: ReinforceConfig, data: Phase, player: Ph
 def _took(run: Path, config: ReinforceConfig, iteration: int, unit: str) -> float:
     """What a prompt took in the iteration before, groups that taught nothing included."""
     before = run / str(iteration - 1)
-    played, rewards, scored, player = (spent(before / name)[unit] for name in ("played", "rewards", "scored", "player"))
+    played, rewards, scored, player = (
+        float(spent(before / name)[unit]) for name in ("played", "rewards", "scored", "player")
+    )
     seats = 2 if iteration == 1 else 1  # θ_0's own answers were scored once, by itself
-    passes = read_marker(before / "player")["facts"]["passes"]
-    prompts = read_marker(before / "played")["facts"]["answers"] / config.samples
-    return float(played + rewards + seats * scored + config.epochs * player / passes) / prompts
+    passes = float(read_marker(before / "player")["facts"]["passes"])
+    prompts = float(read_marker(before / "played")["facts"]["answers"]) / config.samples
+    return (played + rewards + seats * scored + config.epochs * player / passes) / prompts

@@ -25,6 +25,7 @@ from sparring.trainer import fit
 
 PASSES = 4.0  # over the same answers, at most, where a budget decides
 
+
 def improve(session: Session, folder: Path, player: Phase, scored: Phase, data: Phase, *, iteration: int) -> Event:
     """theta_t+1: a copy of theta_t, for which answers with a positive advantage become likelier."""
     config, before = settings_of(session), session.player(player)
@@ -60,9 +61,9 @@ def improve(session: Session, folder: Path, player: Phase, scored: Phase, data: 
         session.ring.save(folder, before, session.run.folder, f"{iteration}/player")
     done = max((event["step"] for event in session.run.events() if event["event"] == "step"), default=0)
     items = [item for step in steps[:done] for item in step]
-    lengths, scored = _trained_lengths(rows, items)
+    lengths, answered = _trained_lengths(rows, items)
     tokens = sum(sizes[item] for item in items)
-    spent = flops.training(lengths, scored, tokens, budget.checkpointing)
+    spent = flops.training(lengths, answered, tokens, budget.checkpointing)
     made = {"stopped": stopped, "steps": done, "tokens": tokens, "flops": spent, "trainable": session.ring.size}
     return {**made, "passes": len(items) / len(rows)}
 

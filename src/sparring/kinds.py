@@ -24,7 +24,6 @@ from sparring.selfplay import self_play
 from sparring.session import Session
 from sparring.verbs import verb_of
 
-
 # Keys that came later: they count where they are used, so that older run folders can be gone on with.
 LATER = {"reinforce": ("select",)}
 

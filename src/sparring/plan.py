@@ -46,7 +46,7 @@ def plan(config: Config) -> Plan:
     found = identify(config)
     config = found.config
     folder, renderer, loaded = found.base_folder, found.renderer, found.loaded
-    if config.scorer is not None:
+    if config.scorer is not None or config.evaluation.best_of > 1:
         check_scorer(wanted_scorer(config), renderer, found.same["base fingerprint"])
     settings = read_config(folder, config.model)
     sides, counts = prepare(loaded, renderer, config.data, context_of(settings), config.method.virtual)

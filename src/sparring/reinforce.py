@@ -6,7 +6,7 @@
         reward  r_ik = r(x_i, y_ik),  A_ik = how much better than its group
         score   log p_θt and log p_θ0 of every token                 once, so learning holds one model
         learn   θ_{t+1} = argmin_θ  Σ -min(ρ·A, clip(ρ)·A) + β·KL(p_θ || p_θ0),   ρ = p_θ / p_θt of a token
-    output  the best of θ_0 … θ_T by the scorer's mean on held-out prompts, or another metric; held-out NLL stands beside
+    output  the best of θ_0 … θ_T by the scorer's mean on held-out prompts, or another metric; held-out NLL is shown
 
 The advantages (GRPO, RLOO, REINFORCE) and the loss are in objectives/policy_gradient.py. `once` makes a phase or finds
 it finished: resuming a killed run is calling this again. What is checked on the way: the answers are samples of the
@@ -19,7 +19,7 @@ from __future__ import annotations
 from sparring.config import Config
 from sparring.errors import ConfigError
 from sparring.evaluation.choose import choose, metric_of, tidy
-from sparring.evaluation.examine import examine
+from sparring.evaluation.examine import examination
 from sparring.evaluation.quantisation import quantisation_cost
 from sparring.evaluation.valued import judge_valued
 from sparring.improving import improve
@@ -55,8 +55,7 @@ def reinforce(session: Session) -> Phase:
         tidy(session, judged, players, metric=metric)
 
     best = once("best", choose, *judged, metric=metric)
-    if "test_examples" in data.facts:
-        once("test", examine, data, start, players[best.facts["player"]], player)
+    examination(session, data, start, players[best.facts["player"]], player, scorer)
     return best
 
 

@@ -65,6 +65,11 @@ def scorer_print(session: Session) -> str:
     return check_scorer(wanted_scorer(config), session.renderer, fingerprint_base(session.base_folder, config.model))
 
 
+def examiner(session: Session) -> str:
+    """The fingerprint of what scores test answers where nothing else asks for a scorer; "" if nothing does."""
+    return scorer_print(session) if session.config.scorer or session.config.evaluation.best_of > 1 else ""
+
+
 def scorer_of(session: Session) -> Scorer:
     """What rewards are given by."""
     return build_scorer(wanted_scorer(session.config), session)

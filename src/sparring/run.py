@@ -183,8 +183,7 @@ class Run:
         inputs    phases, or None; settings: JSON values. Both go into the fingerprint, with the run's identity.
         Raises RunError when the finished phase was made from something else, or has lost files.
         """
-        sources = [item.fingerprint if isinstance(item, Phase) else item for item in inputs]
-        fingerprint = digest([self.identity, name, sources, settings])
+        fingerprint = self._made_from(name, inputs, settings)
         folder = self.folder / name
         found = self.crew.decide(folder.exists)
         if not found:
@@ -196,6 +195,18 @@ class Run:
         if not found:
             self.gather()
         return phase
+
+    def renew(self, name: str, make: Callable[..., Event | None], *inputs: Any, **settings: Any) -> Phase:
+        """`once`, for a phase on which nothing stands: made from other inputs or settings, it is made again."""
+        folder = self.folder / name
+        made_from = self._made_from(name, inputs, settings)
+        if self.crew.writes and folder.exists() and read_marker(folder).get("fingerprint") != made_from:
+            remove(folder)
+        return self.once(name, make, *inputs, **settings)
+
+    def _made_from(self, name: str, inputs: tuple[Any, ...], settings: dict[str, Any]) -> str:
+        sources = [item.fingerprint if isinstance(item, Phase) else item for item in inputs]
+        return digest([self.identity, name, sources, settings])
 
     def _verify(self, folder: Path, fingerprint: str) -> None:
         """Raise RunError unless a finished phase is whole, unchanged, and made from these inputs."""
