@@ -92,7 +92,7 @@ def compare(
 
         changes.append(read_axis(axis))
     # the laboratory's model is so small that two runs at once are faster than one with two threads
-    _compare(_config(config, changes, embedded=["compare.jobs=2"]))
+    _compare(given_config(config, changes, ["compare.jobs=2"]))
 
 
 @app.command()

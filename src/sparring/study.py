@@ -40,6 +40,7 @@ from sparring.machine import available_threads
 from sparring.rewards.build import check_scorer
 from sparring.start import settled
 from sparring.studied import bring_together
+from sparring.verbs import bare
 from sparring.workers import Done, Task, carry_out, last
 
 Say = Callable[[str], None]
@@ -183,7 +184,7 @@ class Study:
         thinks = arm.settings.get("evaluation.prompting.style") in ("chain_of_thought", "reflection")
         unlikely = thinks and self.compare.primary in LIKELIHOODS
         select = "match" if unlikely and self.config.evaluation.match else self.compare.primary
-        settings = {"reinforce": None, **arm.settings, "compare": None, "track": [], "seed": seed}
+        settings = {**arm.settings, "compare": None, "track": [], "seed": seed}
         settings["evaluation.select"] = select
         if arm.rewarded:
             settings["reinforce.select"] = select
@@ -193,7 +194,7 @@ class Study:
         if arm.key:
             place /= f"{last(arm.key)}-" + "".join(c if c.isalnum() or c in ".+-" else "_" for c in str(value))
         threads = self.config.threads or max(1, available_threads() // self.compare.jobs)
-        return changed(self.config, {**settings, "runs": str(place), "name": f"seed-{seed}", "threads": threads})
+        return changed(bare(self.config), {**settings, "runs": str(place), "name": f"seed-{seed}", "threads": threads})
 
     def _tell(self, task: Task, done: Done) -> None:
         self._done += 1
@@ -225,7 +226,7 @@ class Study:
         left_out: dict[str, Any] = {"jobs": True, "arms": True, "seeds": True, "axis": {"values"}}
         left_out |= {"target": True} if self.compare.axis else {}
         compare = self.compare.model_dump(mode="json", exclude=left_out)
-        found = identify(self.config)
+        found = identify(bare(self.config))
         same = {**found.same, "compare": compare}
         if is_scored(self.compare, self.arms) and self.config.scorer is not None:
             same["scorer"] = check_scorer(self.config.scorer, found.renderer, same["base fingerprint"])
