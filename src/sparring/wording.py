@@ -106,11 +106,11 @@ def _ranked(ran: Sequence[Ran]) -> list[str]:
     made = [one.arm for one in ran if one.arm.best_of > 1]
     if not made:
         return []
-    said = "; ".join(f"{arm.label}: {arm.best_of} times the sampled tokens, and as many scores" for arm in made)
+    trained = ", ".join(dict.fromkeys(labels[arm.after or ""] for arm in made))
+    times = " or ".join(str(many) for many in sorted({arm.best_of for arm in made}))
     return [
-        "The best of n answers is of players that were not trained again: the budget shown is that of "
-        f"{', '.join(dict.fromkeys(labels[arm.after or ''] for arm in made))}. Each answer costs more ({said}), "
-        "which no budget makes equal."
+        f"The best of n answers is of players that were not trained again: the budget shown is that of {trained}. Each "
+        f"answer costs {times} times the sampled tokens, and as many scores, which no budget makes equal."
     ]
 
 
