@@ -136,7 +136,7 @@ def _bounded(found: Difference, metric: Metric, mine: Any, theirs: Any) -> Diffe
 
     A scorer's numbers [S, P] are shares where all of them are between 0 and 1.
     """
-    scored = metric.key == "reward" and all(0 <= numbers.min() and numbers.max() <= 1 for numbers in (mine, theirs))
+    scored = metric.key == "reward" and all(numbers.min() >= 0 and numbers.max() <= 1 for numbers in (mine, theirs))
     share = metric.unit == "share" or scored
     if not share or not found.mean == found.low == found.high == 0:
         return found
