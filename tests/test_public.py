@@ -106,7 +106,7 @@ SURFACE = {
     },
     "compare": {"--axis"},
     "import": {"--data", "--base", "--name", "--json"},
-    "dpo": {"--json"},
+    "dpo": {"--json", "--dry-run"},
     "merge": {"--out", "--iteration", "--player", "--dtype", "--force", "--runs", "--json"},
     "export": {
         "--to",
@@ -121,11 +121,11 @@ SURFACE = {
         "--runs",
         "--json",
     },
-    "reinforce": {"--json"},
+    "reinforce": {"--json", "--dry-run"},
     "methods": {"--markdown", "--json"},
     "mt-bench": {"--questions", "--player", "--model-id", "--limit", "--max-new-tokens", "--out", "--runs"},
     "serve": {"--engine", "--player", "--host", "--port", "--api-key", "--show", "--runs"},
-    "reward": {"--out", "--runs", "--json"},
+    "reward": {"--out", "--runs", "--json", "--dry-run"},
     "sample": {
         "--player",
         "--count",

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import ArmConfig, CompareConfig, Config
+from sparring.config_dpo import DPOConfig
 from sparring.errors import ConfigError, nearest
 from sparring.methods import method_of
+from sparring.verbs import SECTIONS
 
 Settings = Mapping[str, Any]
 _FOLDER = re.compile(r"\w[\w.-]*")
@@ -49,11 +51,6 @@ class Arm:
     widens: int = 0
     against: tuple[str, ...] | None = None
     best_of: int = 1
-
-    @property
-    def rewarded(self) -> bool:
-        """Whether it learns from a scorer's rewards."""
-        return any(key.startswith("reinforce.") for key in self.settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +101,30 @@ def _of_rank(config: Config) -> Settings:
 
 
 def _rewarded(config: Config) -> Settings:
-    """The config's own section `reinforce`; without one, its defaults and as many iterations as self-play has."""
+    """As many iterations as the config's section `reinforce` says, or self-play has; the section's other keys stay."""
     own = config.reinforce
-    iterations = max(1, config.selfplay.iterations) if own is None else own.iterations
-    rest = {} if own is None else own.model_dump(mode="json", exclude_defaults=True)
-    return {f"reinforce.{key}": value for key, value in {"iterations": iterations, **rest}.items()}
+    return {"reinforce.iterations": max(1, config.selfplay.iterations) if own is None else own.iterations}
+
+
+def _preferring(config: Config) -> Settings:
+    """One iteration on the data's pairs, as the config's section `dpo` says; another arm has no such section."""
+    return {"dpo.beta": (config.dpo or DPOConfig()).beta}
+
+
+def prefers(arm: Arm) -> bool:
+    """Whether an arm learns from preference pairs."""
+    return "dpo" in sections(arm)
+
+
+def rewarded(arm: Arm) -> bool:
+    """Whether an arm learns from a scorer's rewards."""
+    return "reinforce" in sections(arm)
+
+
+def sections(arm: Arm) -> set[str]:
+    """The sections of verbs other than `run` that an arm has keys of."""
+    keys = [*arm.settings, *([arm.key] if arm.key else [])]
+    return {key.split(".")[0] for key in keys} & set(SECTIONS)
 
 
 def _control(negatives: str) -> Callable[[Config], Settings]:
@@ -142,6 +158,7 @@ KNOWN: dict[str, Known] = {
     "other-prompt": Known(
         "other prompts", "as SPIN + anchor, but the negatives are other prompts' real answers", _control("other_prompt")
     ),
+    "dpo": Known("DPO", "DPO on the data's chosen and rejected answers", _preferring, "dpo.lr"),
     "rl": Known("RL", "θ_0 improved by the scorer's rewards (GRPO)", _rewarded, "reinforce.lr"),
     "temperature": Known(
         "SFT, tempered",
@@ -161,7 +178,9 @@ KNOWN: dict[str, Known] = {
     ),
 }
 PROMPTED = ("rules", "few-shot", "chain-of-thought", "reflection")
-STANDARD = [name for name in KNOWN if name not in (*PROMPTED, "rl")]  # the others are had if they are named
+PAIRED = ("dpo",)  # needs data of another kind
+SCORED = ("rl",)  # needs a scorer
+STANDARD = [name for name in KNOWN if name not in (*PROMPTED, *PAIRED, *SCORED)]
 LIKELIHOODS = ("nll", "exact_kl")  # metrics that the best of n answers has no number for
 
 

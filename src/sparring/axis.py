@@ -22,12 +22,13 @@ from sparring.configfile import changed
 from sparring.errors import ConfigError
 from sparring.methods import method_of, switched
 from sparring.section import Section
+from sparring.verbs import SECTIONS
 
 SHARES = (1 / 30, 1 / 10, 1 / 3)  # of fine-tuning's learning rate, for self-play
 BEYOND = 3  # learning rates tried beyond a grid's end: what suits a method differs by orders of magnitude between bases
 ALONE = "-sft"
 # What all values must share: how they are tested, and what a study sets for its runs.
-SHARED = ("data", "evaluation", "compare", "model.base", "model.template", "selfplay.budget")
+SHARED = ("data", "evaluation", "compare", "model.base", "model.template", "selfplay.budget", *SECTIONS)
 OWN = (*APART, "track", "start")
 
 

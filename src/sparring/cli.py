@@ -23,6 +23,7 @@ from sparring.cli_evaluate import app as evaluate
 from sparring.cli_export import app as export
 from sparring.cli_import import app as import_
 from sparring.cli_lab import lab
+from sparring.cli_plan import DryRunOption, show_plan
 from sparring.cli_reinforce import app as reinforce
 from sparring.cli_reward import app as reward
 from sparring.cli_runs import ConfigArgument, JsonOption, Overrides, carry_out, conclude, follows, given_config
@@ -60,12 +61,12 @@ def run(
     config: ConfigArgument = None,
     overrides: Overrides = None,
     as_json: JsonOption = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="the same as `sparring check`")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Fine-tune, then self-play: the whole job. The same command goes on after a kill."""
     settings = _config(config, overrides)
     if dry_run:
-        _check(settings, as_json)
+        show_plan(settings, as_json)
         return
     if settings.compare is not None:
         from sparring.study import Study
@@ -92,13 +93,13 @@ def compare(
 
         changes.append(read_axis(axis))
     # the laboratory's model is so small that two runs at once are faster than one with two threads
-    _compare(given_config(config, changes, ["compare.jobs=2"]))
+    _compare(given_config(config, changes, embedded=["compare.jobs=2"]))
 
 
 @app.command()
 def check(config: ConfigArgument = None, overrides: Overrides = None, as_json: JsonOption = False) -> None:
-    """Show the plan, the config, one example with its mask, counts and an estimate; train nothing."""
-    _check(_config(config, overrides), as_json)
+    """Show the plan of what the config is for, one example with its mask, counts and an estimate; train nothing."""
+    show_plan(given_config(config, overrides), as_json)
 
 
 @app.command()
@@ -144,25 +145,11 @@ def report(which: RunArgument = "last", folder: RunsOption = "runs") -> None:
 # ---------------------------------------------------------------- helpers
 
 
-def _config(config: str | None, overrides: list[str] | None, embedded: list[str] | None = None) -> Config:
+def _config(config: str | None, overrides: list[str] | None) -> Config:
     """The config of a run of self-play."""
     from sparring.verbs import for_verb
 
-    return for_verb(given_config(config, overrides, embedded), "run")
-
-
-def _check(settings: Config, as_json: bool) -> None:
-    from sparring.plan import plan
-
-    if follows():
-        return
-    facts = plan(settings)
-    if as_json:
-        import json
-
-        print(json.dumps(facts.facts))
-    else:
-        print(facts.text)
+    return for_verb(given_config(config, overrides), "run")
 
 
 def _compare(settings: Config) -> None:

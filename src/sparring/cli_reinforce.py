@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from sparring.cli_plan import DryRunOption, show_plan
 from sparring.cli_runs import ConfigArgument, JsonOption, Overrides, carry_out, given_config
 
 app = typer.Typer()
@@ -13,8 +14,14 @@ EMBEDDED = ["name=laboratory-reinforce", "reinforce.iterations=6", "reinforce.lr
 
 
 @app.command()
-def reinforce(config: ConfigArgument = None, overrides: Overrides = None, as_json: JsonOption = False) -> None:
+def reinforce(
+    config: ConfigArgument = None,
+    overrides: Overrides = None,
+    as_json: JsonOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
     """Learn from rewards: sample a group of answers per prompt, score them, GRPO or its kin. Goes on after a kill."""
     from sparring.verbs import for_verb
 
-    carry_out(for_verb(given_config(config, overrides, EMBEDDED), "reinforce"), as_json)
+    settings = for_verb(given_config(config, overrides, EMBEDDED), "reinforce")
+    (show_plan if dry_run else carry_out)(settings, as_json)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sparring.cli_plan import DryRunOption, show_plan
 from sparring.cli_runs import follows, given_config
 
 if TYPE_CHECKING:
@@ -32,15 +33,18 @@ def reward(
     out: Annotated[Path | None, typer.Option(help="score: the file to write; default: standard output")] = None,
     folder: Annotated[str, typer.Option("--runs", help="score: the folder that holds the runs")] = "runs",
     as_json: Annotated[bool, typer.Option("--json", help="events as JSON lines, for machines")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Distil people's comparisons into a reward model; `reward score RUN FILE` gives a number for every answer."""
     given = list(words or [])
     if given[:1] == ["score"]:
+        if dry_run:
+            raise typer.BadParameter("--dry-run is for training; scoring has no plan")
         _score(given[1:], out, folder)
         return
     if out is not None:
         raise typer.BadParameter("--out belongs to `sparring reward score`")
-    _train(_config(given), as_json)
+    (show_plan if dry_run else _train)(_config(given), as_json)
 
 
 def _score(given: list[str], out: Path | None, folder: str) -> None:

@@ -313,7 +313,7 @@ NEUTRAL = {
     "track": True,
     "start": True,
     "model": {"base", "revision", "template", "quantise", "double_quant"},
-    "data": {"train", "eval", "test", "ties"},
+    "data": {"train", "eval", "test", "ties", "answers"},
     "selfplay": {"keep", *LATER},
     "evaluation": {"show": True, "best_of": True, "prompting": {"rules"}},  # best_of: counts in the test
     "compare": True,

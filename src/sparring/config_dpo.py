@@ -39,8 +39,9 @@ class DPOConfig(Section):
         None, description="stop when the chosen answers' log-prob per token fell by this"
     )
     checks: Annotated[int, Field(ge=0)] = Field(4, description="held-out checks of the NLL while it learns")
-    select: Literal["preference", "nll"] = Field(
-        "preference", description="what chooses between θ_0 and the player: held-out preference accuracy, or NLL"
+    select: Literal["preference", "nll", "exact_kl", "match", "scorer"] = Field(
+        "preference",
+        description="what chooses between θ_0 and the player: held-out preference accuracy, or as evaluation.select",
     )
 
     @model_validator(mode="after")

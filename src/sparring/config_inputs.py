@@ -71,6 +71,11 @@ class DataConfig(Section):
         "drop", description="truncate cuts the answer and leaves its end token out"
     )
     bad_rows: Literal["error", "skip"] = "error"
+    answers: Literal["auto", "chosen"] = Field(
+        "auto",
+        description="which answers are real; chosen: those of preference pairs, each once; auto: the same where rows "
+        "hold nothing but pairs",
+    )
     ties: Literal["error", "drop", "half"] = Field(
         "error", description="preferences: where people chose neither answer; half: each is chosen by half"
     )

@@ -22,21 +22,26 @@ from sparring.evaluation.quantisation import quantisation_cost
 from sparring.learning import fine_tune, learn
 from sparring.preparing import prepare_pairs
 from sparring.reference import score_reference
-from sparring.rewarding import examiner
 from sparring.run import Phase
+from sparring.scoring import valuing
 from sparring.session import Session
 
 
 def settled_dpo(config: Config) -> Config:
-    """The config with `selfplay` as its section `dpo` asks; what `selfplay` said is for `sparring run`."""
+    """The config with `selfplay` as its section `dpo` asks; of what `selfplay` said only a budget stays."""
     settings = config.dpo or DPOConfig()
     tree = config.model_dump(mode="json", exclude_unset=True)
-    return build_config({**tree, "dpo": settings.model_dump(mode="json"), "selfplay": settings.as_selfplay()})
+    play = settings.as_selfplay()
+    if config.selfplay.budget is not None:
+        play["budget"] = config.selfplay.budget.model_dump(mode="json")
+    if settings.select != "preference":
+        tree["evaluation"] = {**tree.get("evaluation", {}), "select": settings.select}
+    return build_config({**tree, "dpo": settings.model_dump(mode="json"), "selfplay": play})
 
 
 def prefer(session: Session) -> Phase:
     """Learn from preference pairs; returns the phase that says which player is better and why."""
-    once, config, scorer = session.once, session.config, examiner(session)
+    once, config, scorer = session.once, session.config, valuing(session)
     session.run.tell({"event": "reference", "text": reference_of(config.start, config.sft.epochs, config.model.base)})
     data = once("data", prepare_pairs)
     if session.quantised:
@@ -48,6 +53,6 @@ def prefer(session: Session) -> Phase:
     player = once("0/player", learn, start, pairs, data, before, iteration=0)  # θ_1
     scores = once("0/scores", judge, data, player, start, None, label="θ_1 (DPO)", iteration=0)
     told = once("0/preferred", preferred, data, pairs, player)
-    best = once("best", choose_preferred, before, scores, told)
-    examination(session, data, start, start if best.facts["player"] == "sft" else player, player, scorer)
+    best = once("best", choose_preferred, scorer.judge(data, before), scorer.judge(data, scores), told)
+    examination(session, data, start, start if best.facts["player"] == "sft" else player, player, scorer.examiner)
     return best

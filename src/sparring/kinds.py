@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import Config
-from sparring.data.load import Loaded, load
+from sparring.data.load import Loaded
 from sparring.data.messages import Renderer
-from sparring.data.preferences import load_preferences
+from sparring.data.preferences import load_answers, load_preferences
 from sparring.dpo import prefer, settled_dpo
 from sparring.reinforce import reinforce, settled_reinforce
 from sparring.report.page import write_report
@@ -29,7 +29,7 @@ LATER = {"reinforce": ("select",)}
 
 
 def _examples(config: Config, renderer: Renderer) -> Loaded:
-    return load(config.data, config.seed)
+    return load_answers(config.data, config.seed, renderer)
 
 
 def _pairs(config: Config, renderer: Renderer) -> Loaded:

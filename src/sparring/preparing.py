@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparring.data.messages import Example
-from sparring.data.pairs import Preference, Prompt, Rows, keyed, write_rows
-from sparring.data.preferences import Preferences, prepare_preferences
+from sparring.data.pairs import Preference, Prompt, Rows, write_rows
+from sparring.data.preferences import SIDES, Preferences, chosen_of, prepare_preferences
 from sparring.data.prepare import prepare
 from sparring.data.selfplayed import chats, is_run
-from sparring.errors import DataError
 from sparring.files import write_atomic
 from sparring.models.base import context_of, read_config
 from sparring.run import Event, Phase
 from sparring.session import Session
 
-SIDES = {"train": "training", "eval": "held-out", "test": "test"}
 WARNINGS = {
     "too_long": "were dropped: longer than data.max_length or the model's context",
     "truncated": "had their answers cut, and have no end token",
@@ -32,9 +29,15 @@ NAMED = 3  # bad rows that a warning names; the file holds all
 
 
 def prepare_data(session: Session, folder: Path) -> Event:
-    """Render, fit to the context, and write train.arrow, eval.arrow and perhaps test.arrow. One process does."""
+    """Render, fit to the context, and write train.arrow, eval.arrow and perhaps test.arrow. One process does.
+
+    Of preference pairs the chosen answers are real, and the pairs are written too: whatever is done with them, all
+    work on the same data.
+    """
     if not session.crew.writes:
         return {}
+    if session.loaded.compared:
+        return prepare_pairs(session, folder)
     virtual = session.config.method.virtual
     sides, counts = prepare(session.loaded, session.renderer, session.config.data, _context(session), virtual)
     for side, prompts in sides.items():
@@ -52,7 +55,7 @@ def prepare_pairs(session: Session, folder: Path) -> Event:
         return {}
     sides, counts = _write_pairs(session, folder)
     for side, found in sides.items():
-        chosen = _chosen(found, session, side)
+        chosen = chosen_of(found.rows, session.renderer.end_ids, side)
         write_rows(folder / f"{side}.arrow", chosen, Prompt)
         counts[f"{side}_examples"] = len(chosen)
     data = session.config.data
@@ -83,18 +86,6 @@ def _write_pairs(session: Session, folder: Path) -> tuple[dict[str, Preferences]
         were = "rows were" if len(bad) > 1 else "row was"
         session.run.warn(f"{len(bad)} bad {were} left out: {'; '.join(bad[:NAMED])}{more}")
     return sides, counts
-
-
-def _chosen(found: Preferences, session: Session, side: str) -> list[Prompt]:
-    """Each chosen answer once, whatever number of others it beat."""
-    rows = {(tuple(row.prompt_ids), tuple(row.chosen_ids)): row for row in reversed(found.rows) if row.weight == 1}
-    if not rows:
-        raise DataError(f"every {SIDES[side]} pair is a tie, so there is no chosen answer to judge by; give more data")
-    ends = set(session.renderer.end_ids)
-    return keyed(
-        Example(row.prompt_ids, row.chosen_ids, row.chosen_ids[-1] in ends, row.source)
-        for row in reversed(rows.values())
-    )
 
 
 def _warn(session: Session, counts: dict[str, int], side: str, what: str, warnings: dict[str, str]) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sparring.allowance import rounds, spent_on_play
-from sparring.arms import LIKELIHOODS, Arm, Ran
+from sparring.arms import LIKELIHOODS, Arm, Ran, prefers, rewarded, sections
 from sparring.asked import asked_study, is_scored
 from sparring.axis import taken
 from sparring.config import Config
@@ -40,7 +40,7 @@ from sparring.machine import available_threads
 from sparring.rewards.build import check_scorer
 from sparring.start import settled
 from sparring.studied import bring_together
-from sparring.verbs import bare
+from sparring.verbs import SECTIONS
 from sparring.workers import Done, Task, carry_out, last
 
 Say = Callable[[str], None]
@@ -62,7 +62,7 @@ class Study:
     def _checked(self, arm: Arm) -> Arm:
         """The arm with its values as the config reads them; one that does not play is given no budget."""
         made = [self._config(arm, value, self.compare.seeds[0]) for value in arm.values or [None]]
-        plays = all(rounds(kind_of(config).settle(config)) > 0 for config in made)
+        plays = all(rounds(config) > 0 for config in made)
         if not plays and arm.key == "selfplay.lr":
             return replace(arm, key=None, values=[], matched=False)
         values = [reduce(getattr, arm.key.split("."), config) for config in made] if arm.key else []
@@ -184,17 +184,18 @@ class Study:
         thinks = arm.settings.get("evaluation.prompting.style") in ("chain_of_thought", "reflection")
         unlikely = thinks and self.compare.primary in LIKELIHOODS
         select = "match" if unlikely and self.config.evaluation.match else self.compare.primary
-        settings = {**arm.settings, "compare": None, "track": [], "seed": seed}
-        settings["evaluation.select"] = select
-        if arm.rewarded:
-            settings["reinforce.select"] = select
+        others = dict.fromkeys(name for name in SECTIONS if name not in sections(arm))
+        settings = {**others, **arm.settings, "compare": None, "track": [], "seed": seed, "evaluation.select": select}
+        settings |= {"dpo.select": select} if prefers(arm) else {}
+        settings |= {"reinforce.select": select} if rewarded(arm) else {}
         if arm.key is not None:
             settings[arm.key] = value
         place = self.folder / "arms" / arm.name
         if arm.key:
             place /= f"{last(arm.key)}-" + "".join(c if c.isalnum() or c in ".+-" else "_" for c in str(value))
         threads = self.config.threads or max(1, available_threads() // self.compare.jobs)
-        return changed(bare(self.config), {**settings, "runs": str(place), "name": f"seed-{seed}", "threads": threads})
+        made = changed(self.config, {**settings, "runs": str(place), "name": f"seed-{seed}", "threads": threads})
+        return kind_of(made).settle(made)
 
     def _tell(self, task: Task, done: Done) -> None:
         self._done += 1
@@ -226,8 +227,10 @@ class Study:
         left_out: dict[str, Any] = {"jobs": True, "arms": True, "seeds": True, "axis": {"values"}}
         left_out |= {"target": True} if self.compare.axis else {}
         compare = self.compare.model_dump(mode="json", exclude=left_out)
-        found = identify(bare(self.config))
-        same = {**found.same, "compare": compare}
+        used = {name for arm in self.arms for name in sections(arm) if getattr(self.config, name) is not None}
+        own = {name: getattr(self.config, name).model_dump(mode="json") for name in sorted(used)}
+        found = identify(changed(self.config, dict.fromkeys(SECTIONS)))
+        same = {**found.same, **own, "compare": compare}
         if is_scored(self.compare, self.arms) and self.config.scorer is not None:
             same["scorer"] = check_scorer(self.config.scorer, found.renderer, same["base fingerprint"])
         del same["seed"]

@@ -19,11 +19,6 @@ def verb_of(config: Config) -> str:
     return given[0] if given else "run"
 
 
-def bare(config: Config) -> Config:
-    """The config without what is for one verb only, as a comparison's arms have it that do not ask for it."""
-    return config.model_copy(update=dict.fromkeys(SECTIONS))
-
-
 def for_verb(config: Config, verb: str) -> Config:
     """The config with the section that the verb reads, by default as it stands there; ConfigError if it has another."""
     other = next((name for name in SECTIONS if name != verb and getattr(config, name) is not None), None)

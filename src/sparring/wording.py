@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.arms import Ran
+from sparring.arms import Ran, rewarded
 from sparring.config import CompareConfig
 from sparring.evaluation.metrics import METRICS
 from sparring.evaluation.paired import CLAIM, Difference
@@ -96,7 +96,7 @@ def _equal(asked: CompareConfig, ran: Sequence[Ran]) -> str:
     label = next(one.arm.label for one in ran if one.arm.name == asked.target)
     return (
         f"Every arm spends the same {unit} on self-play, or on what stands in its place, as {label} did with the same "
-        f"seed; judging is not counted{', nor is what the scorer computes' * any(one.arm.rewarded for one in ran)}."
+        f"seed; judging is not counted{', nor is what the scorer computes' * any(rewarded(one.arm) for one in ran)}."
     )
 
 

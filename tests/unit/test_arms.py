@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sparring.arms import KNOWN, PROMPTED, STANDARD, chosen_arms, learning_rates
+from sparring.arms import KNOWN, PAIRED, PROMPTED, STANDARD, chosen_arms, learning_rates
 from sparring.config import CompareConfig, Config
 from sparring.configfile import build_config, changed
 from sparring.errors import ConfigError
@@ -26,7 +26,7 @@ def test_the_standard_arms_are_those_of_the_algorithm() -> None:
     assert set(STANDARD) == {
         "sft", "continued", "stages", "rank", "spin", "spin-anchor", "stale", "shuffled", "other-prompt", "temperature",
     }  # fmt: skip
-    assert set(KNOWN) == {*STANDARD, *PROMPTED}
+    assert set(KNOWN) == {*STANDARD, *PROMPTED, *PAIRED}
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))

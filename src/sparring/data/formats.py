@@ -228,6 +228,15 @@ class RowFormat(Protocol):
         """The conversation of one row; BadRow if it cannot be used."""
 
 
+def fits(found: set[str], config: DataConfig, table: Mapping[str, RowFormat]) -> bool:
+    """Whether a file with the columns `found` is of one format in `table`."""
+    try:
+        choose_format(found, config, "", table)
+    except (ConfigError, DataError):
+        return False
+    return True
+
+
 def choose_format(
     found: set[str],
     config: DataConfig,

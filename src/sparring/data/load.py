@@ -10,9 +10,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -26,11 +26,10 @@ from sparring.data.comparisons import PREFERENCES, without_ties
 from sparring.data.formats import FORMATS, choose_format, renamed
 from sparring.data.messages import Conversation
 from sparring.data.sources import LABORATORY, find_rows, one_line
+from sparring.data.splits import bound, parse_split
 from sparring.data.values import BadRow, Row
-from sparring.errors import ConfigError, DataError
+from sparring.errors import DataError
 
-_SPLIT = re.compile(r"([\w.-]*)(?:\[([^:\[\]]*):([^:\[\]]*)\])?")
-_BOUND = re.compile(r"-?\d+|-?\d+(\.\d+)?%")
 LABORATORY_PROMPTS = 1000
 _LOOKED_AT = 100  # rows whose columns decide the format
 
@@ -44,6 +43,7 @@ class Loaded:
     fingerprint  sha256 (hex) over the content of train, eval and test, in order; holds no paths
     test         for the last measurement, which chooses nothing; mostly empty
     bad          of preferences: each row that was left out, with its place and what is wrong with it
+    compared     whether rows are preference pairs
     """
 
     train: list[Conversation]
@@ -53,6 +53,7 @@ class Loaded:
     fingerprint: str
     test: list[Conversation]
     bad: list[str] = field(default_factory=list)
+    compared: bool = False
 
 
 def load(config: DataConfig, seed: int, preferences: bool = False) -> Loaded:
@@ -90,7 +91,7 @@ def load(config: DataConfig, seed: int, preferences: bool = False) -> Loaded:
         counts.update({"test": len(kept), "over test_limit": len(test) - len(kept)})
         test = kept
         description += f"; {test_about}: {len(test)} for the test"
-    return Loaded(train, used, dict(counts), description, _fingerprint(train, used, test), test, bad)
+    return Loaded(train, used, dict(counts), description, _fingerprint(train, used, test), test, bad, preferences)
 
 
 def load_all(config: DataConfig) -> tuple[list[Conversation], dict[str, int], list[str]]:
@@ -99,6 +100,13 @@ def load_all(config: DataConfig) -> tuple[list[Conversation], dict[str, int], li
     split = ("split", config.split, "train")
     made, _ = _conversations(config, config.train, split, seed=0, counts=counts, preferences=True, named=bad)
     return made, dict(counts), bad
+
+
+def columns_of(config: DataConfig, seed: int) -> set[str]:
+    """The columns of the first rows of `data.train`, of which none may be a row at all."""
+    with _readable(_where(config.train)):
+        _, numbered = _selected(config, config.train, ("split", config.split, "train"), seed)
+        return {column for _, raw in islice(numbered, _LOOKED_AT) if isinstance(raw, dict) for column in raw}
 
 
 def count_prompts(config: DataConfig, seed: int) -> int:
@@ -215,24 +223,17 @@ def _conversations(
 
     split  (key, value, default)
     """
-    key, value, default = split
-    name, start, stop = _parse_split(value, f"data.{key}")
-    where = Path(path).name if Path(path).expanduser().exists() else path
-    subset = config.subset if path == config.train else None
+    where = _where(path)
     bad: Counter[str] = Counter()
     said: list[str] = [] if named is None else named
     made: list[Conversation] = []
-    try:
-        apart = _kept_apart(config) if path == LABORATORY else 0
-        rows = find_rows(path, subset, (name, default), config.separator, seed, apart)
-        total = rows.count()
-        first, last, _ = slice(_bound(start, total), _bound(stop, total)).indices(total)
-        numbered = rows.read(first, max(first, last))
+    with _readable(where):
+        total, numbered = _selected(config, path, split, seed)
         head = list(islice(numbered, _LOOKED_AT))
         if not total:
             raise DataError(f"{where} is empty: it holds no row; give a file with prompts and answers")
         if not head:
-            raise DataError(f'{where}: "{value}" (data.{key}) selects none of its {total} rows')
+            raise DataError(f'{where}: "{split[1]}" (data.{split[0]}) selects none of its {total} rows')
         entry = choose_format(_columns(head), config, where, PREFERENCES if preferences else FORMATS)
         for source, raw in chain(head, numbered):
             counts["rows"] += 1
@@ -244,18 +245,44 @@ def _conversations(
                     raise
                 bad[f"bad: {fault.reason}"] += 1
                 said.append(fault.said)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where} is not UTF-8 text (byte {error.start}: {error.object[error.start]:#04x}); save it as UTF-8"
-        ) from error
-    except (OSError, csv.Error, pyarrow.ArrowException) as error:
-        raise DataError(f"{where} cannot be read: {one_line(error)}") from error
     counts.update(bad)
     if not made:
         reasons = ", ".join(f"{count} {reason}" for reason, count in bad.items())
         raise DataError(f"{where} holds no usable answer ({reasons}); see one with data.bad_rows: error")
     kind = " preferences" if preferences else ""
     return without_ties(made, config, counts, where), f"{where} as {entry.name}{kind}"
+
+
+def _where(path: str) -> str:
+    """A source as messages name it."""
+    return Path(path).name if Path(path).expanduser().exists() else path
+
+
+def _selected(
+    config: DataConfig, path: str, split: tuple[str, str, str], seed: int
+) -> tuple[int, Iterator[tuple[str, Any]]]:
+    """(all rows of a split, those that its slice selects, numbered). split: as in `_conversations`."""
+    key, value, default = split
+    name, start, stop = parse_split(value, f"data.{key}")
+    subset = config.subset if path == config.train else None
+    apart = _kept_apart(config) if path == LABORATORY else 0
+    rows = find_rows(path, subset, (name, default), config.separator, seed, apart)
+    total = rows.count()
+    first, last, _ = slice(bound(start, total), bound(stop, total)).indices(total)
+    return total, rows.read(first, max(first, last))
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """What goes wrong in reading a source becomes a DataError that names it."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where} is not UTF-8 text (byte {error.start}: {error.object[error.start]:#04x}); save it as UTF-8"
+        ) from error
+    except (OSError, csv.Error, pyarrow.ArrowException) as error:
+        raise DataError(f"{where} cannot be read: {one_line(error)}") from error
 
 
 def _kept_apart(config: DataConfig) -> int:
@@ -276,21 +303,3 @@ def _columns(head: list[tuple[str, Any]]) -> set[str]:
     """The columns of the first rows; if none of them is a row at all, what is wrong with the first."""
     rows = [raw for _, raw in head if isinstance(raw, dict)]
     return {column for row in rows for column in row} if rows else set(_row(*head[0]))
-
-
-def _parse_split(text: str, key: str) -> tuple[str, str, str]:
-    """`name[start:stop]` as its three parts, any of which may be empty."""
-    match = _SPLIT.fullmatch(text.strip())
-    bounds = [part.strip() for part in match.groups(default="")] if match else []
-    if not match or any(part and not _BOUND.fullmatch(part) for part in bounds[1:]):
-        raise ConfigError(
-            f'{key}: "{text}" is not a split; give a name, a slice, or both, as in train, [:2000], '
-            "train[10%:20%], train[-100:]"
-        )
-    return bounds[0], bounds[1], bounds[2]
-
-
-def _bound(text: str, total: int) -> int | None:
-    if text.endswith("%"):
-        return round(float(text[:-1]) / 100 * total)
-    return int(text) if text else None

@@ -6,17 +6,21 @@ synthetic: nothing is decoded and encoded again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sparring.config import DataConfig
-from sparring.data.load import Loaded, load, load_all
+from sparring.data.comparisons import PREFERENCES
+from sparring.data.formats import FORMATS, fits
+from sparring.data.load import Loaded, columns_of, load, load_all
 from sparring.data.messages import Conversation, Example, Message, Renderer, fit
-from sparring.data.pairs import Preference
+from sparring.data.pairs import Preference, Prompt, keyed
 from sparring.data.prepare import holds_special, room
 from sparring.data.selfplayed import is_run, loaded_run, run_pairs
+from sparring.data.sources import LABORATORY
 from sparring.errors import DataError
 
+SIDES = {"train": "training", "eval": "held-out", "test": "test"}
 Sided = tuple[Example, Example, float, list[float]]  # chosen, rejected, weight, votes
 
 
@@ -47,6 +51,33 @@ def read_preferences(config: DataConfig, renderer: Renderer, context: int | None
     return _kept(_rendered(made, renderer), counts, bad, config, length, "train")
 
 
+def load_answers(config: DataConfig, seed: int, renderer: Renderer) -> Loaded:
+    """Read and divide prompts with real answers; of preference pairs those are the chosen ones."""
+    return load_preferences(config, seed, renderer) if compares(config, seed) else load(config, seed)
+
+
+def compares(config: DataConfig, seed: int) -> bool:
+    """Whether `data` names preference pairs: because it says so, or because its rows hold nothing else."""
+    if config.answers == "chosen" or is_run(config.train):
+        return True
+    found = columns_of(config, seed)
+    return not fits(found, config, FORMATS) and fits(found, config, PREFERENCES)
+
+
+def check_pairs(config: DataConfig, seed: int, who: str) -> None:
+    """DataError unless `data` can be read as preference pairs. who: what needs them."""
+    if is_run(config.train):
+        return
+    found = columns_of(config, seed)
+    if fits(found, config, PREFERENCES):
+        return
+    ways = "set data.subset=preferences" if config.train == LABORATORY else "give data of pairs (data.train)"
+    raise DataError(
+        f"{who} learns from pairs of a chosen and a rejected answer, but {config.train} has the columns "
+        f"{', '.join(sorted(map(str, found))) or 'none'}; {ways}, or leave it out"
+    )
+
+
 def load_preferences(config: DataConfig, seed: int, renderer: Renderer) -> Loaded:
     """Read and divide the preferences that `data` names; of a run, what it is, without its pairs."""
     if is_run(config.train):
@@ -72,6 +103,18 @@ def prepare_preferences(
         sides[side] = _kept(pairs, {}, loaded.bad if side == "train" else [], config, length, side)
         counts |= {f"{side}_{name}": count for name, count in sides[side].counts.items()}
     return sides, counts
+
+
+def chosen_of(pairs: Sequence[Preference], end_ids: Iterable[int], side: str) -> list[Prompt]:
+    """Each chosen answer once, whatever number of others it beat. DataError where all are ties."""
+    rows = {(tuple(row.prompt_ids), tuple(row.chosen_ids)): row for row in reversed(pairs) if row.weight == 1}
+    if not rows:
+        raise DataError(f"every {SIDES[side]} pair is a tie, so there is no chosen answer to judge by; give more data")
+    ends = set(end_ids)
+    return keyed(
+        Example(row.prompt_ids, row.chosen_ids, row.chosen_ids[-1] in ends, row.source)
+        for row in reversed(rows.values())
+    )
 
 
 def _rendered(rows: Iterable[Conversation], renderer: Renderer) -> Iterable[Sided]:

@@ -32,11 +32,18 @@ def loaded_run(config: DataConfig, renderer: Renderer) -> Loaded:
     kept = [{name: print_ for name, print_ in sorted(part.items()) if print_} for part in files]
     counts = {"rows": len(_played(run, play))}
     description = f"{run.resolve().name}, iteration {play}: real answers over the opponent's"
-    return Loaded([], [], counts, description, digest(kept), [])
+    if config.test or config.test_split:
+        raise DataError(
+            f"{run} is a run, whose pairs have no other test than a part of those held out; give data.test_size instead"
+        )
+    return Loaded([], [], counts, description, digest(kept), [], compared=True)
 
 
 def run_pairs(config: DataConfig, renderer: Renderer) -> dict[str, Pairs]:
-    """The run's training pairs of one iteration (`data.subset`, else the last) and, from judging, held-out ones."""
+    """The run's training pairs of one iteration (`data.subset`, else the last) and, from judging, held-out ones.
+
+    Of these, prompts are the test that `data.test_size` asks for, the same ones for every seed: nobody trained on them.
+    """
     run, play = _play(config)
     _same_tokens(run, renderer)
     ends = set(renderer.end_ids)
@@ -49,7 +56,22 @@ def run_pairs(config: DataConfig, renderer: Renderer) -> dict[str, Pairs]:
     for index, (prompt, said) in enumerate(zip(_prompts(run), _answers(run, judged), strict=True)):
         source = f"{run.resolve().name}/{judged}[row {index}]"
         held += _pairs(prompt.prompt_ids, prompt.real_ids, said["ids"], ends, source)
-    return {"train": train, "eval": held}
+    return {"train": train, **_divided(held, config.test_size)}
+
+
+def _divided(held: Pairs, size: float) -> dict[str, Pairs]:
+    """Held-out pairs, and those of the test if there is one. size: a share of the prompts below 1, else a count."""
+    prompts = sorted({tuple(pair[0].prompt_ids) for pair in held}, key=lambda ids: digest(["test", *ids]))
+    count = max(1, round(size * len(prompts))) if 0 < size < 1 else int(size)
+    if count >= len(prompts):
+        raise DataError(
+            f"data.test_size {size:g} takes {count} of the {len(prompts)} held-out prompts of that run for the test, "
+            "which leaves none to choose by; lower it"
+        )
+    tested = set(prompts[:count])
+    test = [pair for pair in held if tuple(pair[0].prompt_ids) in tested]
+    rest = [pair for pair in held if tuple(pair[0].prompt_ids) not in tested]
+    return {"eval": rest, "test": test} if test else {"eval": rest}
 
 
 def chats(config: DataConfig) -> bool:

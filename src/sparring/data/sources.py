@@ -190,8 +190,9 @@ def _laboratory(seed: int, test: int, subset: str | None) -> dict[str, Rows]:
     if subset == "preferences":
         from sparring.laboratory import planted
 
-        pairs, others = planted.split(seed)
-        return {"train": _listed(LABORATORY, pairs), "test": _listed(f"{LABORATORY} test", others)}
+        pairs, others = planted.split(seed, test=test)
+        splits = {"train": _listed(LABORATORY, pairs), "test": _listed(f"{LABORATORY} test", others)}
+        return splits | ({"final": _listed(f"{LABORATORY} final", planted.test_pairs(test))} if test else {})
     if subset not in (None, "noisy"):
         raise ConfigError(
             f'data.subset "{subset}" is not known in the laboratory; give noisy or preferences, or leave it out'

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sparring.config import at
 from sparring.data.pairs import Pair, Preference, Rows
+from sparring.evaluation.choose import choose
 from sparring.evaluation.judge import name_of
 from sparring.evaluation.people import People
 from sparring.evaluation.statistics import share
@@ -107,24 +108,19 @@ def _lines(rows: Sequence[Preference], m_P: Tensor, shift_PR: Tensor) -> list[di
 
 def choose_preferred(session: Session, folder: Path, before: Phase, scores: Phase, told: Phase) -> Event:
     """Choose between θ_0 and the player by `dpo.select`; θ_0 prefers neither answer, so it has ½; ties go to it."""
+    assert session.config.dpo is not None
+    if session.config.dpo.select != "preference":
+        return choose(session, folder, before, scores)
     if not session.crew.writes:
         return {}
-    assert session.config.dpo is not None
-    by_nll = session.config.dpo.select == "nll"
-    if by_nll:
-        metric, words = "nll", "lower held-out NLL of chosen answers"
-        values = {"sft": float(before.facts["nll"]), "0": float(scores.facts["nll"])}
-        better = values["0"] < values["sft"]
-    else:
-        metric, words = "preference", "higher held-out preference accuracy"
-        values = {"sft": CHANCE, "0": float(told.facts["preference"])}
-        better = values["0"] > values["sft"]
+    values = {"sft": CHANCE, "0": float(told.facts["preference"])}
+    better = values["0"] > values["sft"]
     best, other = ("0", "sft") if better else ("sft", "0")
     label = "θ_1 (DPO)" if better else session.first
-    reason = f"{label} has the {words} ({values[best]:.4f} against {values[other]:.4f})"
+    reason = f"{label} has the higher held-out preference accuracy ({values[best]:.4f} against {values[other]:.4f})"
     reason = reason if values[best] != values[other] else f"θ_1 (DPO) is no better than {label} ({values[best]:.4f})"
     content = {
-        "player": best, "label": label, "metric": metric, "value": values[best], "why": reason,
+        "player": best, "label": label, "metric": "preference", "value": values[best], "why": reason,
         "rolled_back": not better, "values": values,
     }  # fmt: skip
     write_atomic(folder / "best.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")

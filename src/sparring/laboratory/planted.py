@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from sparring.errors import DataError
 from sparring.laboratory import world
 from sparring.laboratory.world import Row
 
@@ -16,12 +17,28 @@ HELD_OUT = 200  # prompts
 EACH = 3  # pairs to a prompt
 
 
-def split(seed: int, flipped: float = FLIPPED) -> tuple[list[Row], list[Row]]:
-    """Training pairs and held-out ones, with no prompt on both sides: 2400 and 600 of the world's 1000 prompts."""
+def split(seed: int, flipped: float = FLIPPED, test: int = 0) -> tuple[list[Row], list[Row]]:
+    """Training pairs and held-out ones, with no prompt on both sides: 2400 and 600 of the world's 1000 prompts.
+
+    test  prompts of `test_pairs`, which are among neither; DataError if too few are left
+    """
+    if test >= len(world.PROMPTS) - HELD_OUT:
+        raise DataError(
+            f"{test} test prompts asked for, but the laboratory has {len(world.PROMPTS)}, of which {HELD_OUT} are held "
+            "out; lower data.test_size"
+        )
     rng = random.Random(f"laboratory preferences {seed}")
-    prompts = rng.sample(world.PROMPTS, len(world.PROMPTS))
+    taken = {row["prompt"] for row in world.test_rows(test)}
+    left = [prompt for prompt in world.PROMPTS if prompt not in taken]
+    prompts = rng.sample(left, len(left))
     train, held = (_pairs(part, flipped, rng) for part in (prompts[HELD_OUT:], prompts[:HELD_OUT]))
     return train, held
+
+
+def test_pairs(count: int) -> list[Row]:
+    """Pairs for the last measurement: the same whatever the seed of a run, to the prompts of `world.test_rows`."""
+    prompts = [row["prompt"] for row in world.test_rows(count)]
+    return _pairs(prompts, FLIPPED, random.Random("laboratory preferences test"))
 
 
 def _pairs(prompts: Sequence[str], flipped: float, rng: random.Random) -> list[Row]:
