@@ -135,11 +135,10 @@ def test_the_number_of_prompts_follows_from_finished_phases(tmp_path: Path) -> N
 
 
 def test_what_is_left_over_is_said(tmp_path: Path) -> None:
-    with session(
-        tmp_path, *SHORT, *REWARDED, "reinforce.prompts=8", "selfplay.budget={unit: flops, amount: 1e11}"
-    ) as o:
-        reinforce(o)
-        assert [facts(o.run.folder, f"{t}/player")["passes"] for t in (0, 1)] == [4, 4]
-        log = (o.run.folder / "metrics.jsonl").read_text()
+    settings = ("reinforce.prompts=8", "selfplay.budget={unit: flops, amount: 1e11}")
+    with session(tmp_path, *SHORT, *REWARDED, *settings) as opened:
+        reinforce(opened)
+        assert [facts(opened.run.folder, f"{t}/player")["passes"] for t in (0, 1)] == [4, 4]
+        log = (opened.run.folder / "metrics.jsonl").read_text()
         assert "4 are made, for the same answers teach less each time, and the rest is left to the next" in log
         assert "and the rest is not spent" in log

@@ -140,7 +140,7 @@ def test_rl_has_as_many_iterations_as_self_play_or_those_of_its_own_section() ->
     made = changed(given, arm.settings)
     assert made.reinforce is not None
     assert (made.reinforce.iterations, made.reinforce.beta) == (5, 0.3)
-    assert (arm.key, tuple(arm.values)) == ("reinforce.lr", tuple(arms()["spin"].values))
+    assert (arm.key, tuple(arm.values)) == ("reinforce.lr", tuple(arms(given)["spin"].values))
     assert rewarded(arm)
     assert arm.matched
     assert not any(rewarded(other) for other in arms().values())
@@ -149,12 +149,8 @@ def test_rl_has_as_many_iterations_as_self_play_or_those_of_its_own_section() ->
 def test_an_arm_of_ones_own_that_learns_from_rewards_is_tuned_by_its_own_learning_rate() -> None:
     found = arms(arms=[{"name": "rloo", "settings": {"reinforce.algorithm": "rloo"}}])["rloo"]
     assert found.key == "reinforce.lr"
-    assert arms(arms=[{"name": "rl-k4", "like": "rl", "settings": {"reinforce": {"samples": 4}}}])[
-        "rl-k4"
-    ].settings == {
-        "reinforce.iterations": 3,
-        "reinforce.samples": 4,
-    }
+    own = {"name": "rl-k4", "like": "rl", "settings": {"reinforce": {"samples": 4}}}
+    assert arms(arms=[own])["rl-k4"].settings == {"reinforce.iterations": 3, "reinforce.samples": 4}
 
 
 def test_best_of_n_is_another_arms_run_which_is_added() -> None:
