@@ -145,7 +145,7 @@ def _apart(asked: CompareConfig, ran: Sequence[Ran], arms: Sequence[Mapping[str,
     spent = {arm["name"]: arm["budget"][asked.match] for arm in arms}
     goal = spent[asked.target]
     for one in ran:
-        if one.arm.matched and goal and abs(spent[one.arm.name] / goal - 1) > APART:
+        if one.arm.matched and one.arm.best_of == 1 and goal and abs(spent[one.arm.name] / goal - 1) > APART:
             why = "an iteration of one of them was stopped early, or a step cannot be cut"
             if asked.match == "seconds":
                 why = "seconds are a forecast, or " + why
