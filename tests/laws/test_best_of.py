@@ -1,4 +1,4 @@
-"""Best of n in the test: chosen by the scorer from the answers there are; only the test of a finished run is made anew."""
+"""Best of n in the test: chosen by the scorer among the answers there are; of a finished run only the test is made."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sparring.configfile import build_config
 from sparring.errors import ConfigError
 from sparring.evaluation.metrics import METRICS
 from sparring.laboratory import world
+from sparring.report.page import write_report
 from sparring.rewards.build import build_scorer
 from sparring.rewards.rank import kl_bound
 from sparring.rewards.scorer import Answered
@@ -168,3 +169,15 @@ def test_a_run_that_nothing_scores_keeps_its_test(tmp_path: Path) -> None:
         prints = [json.loads((path / "phase.json").read_text())["fingerprint"] for path in (data, start, start, start)]
         assert best.exists()
         assert test.fingerprint == session.run._made_from("test", tuple(prints), {})
+
+
+def test_the_report_says_it(runs: Any) -> None:
+    run, _, _ = runs
+    page = write_report(run).read_text(encoding="utf-8")
+    words = (run / "report.md").read_text(encoding="utf-8")
+    table = (run / "tables" / "best_of.csv").read_text(encoding="utf-8").splitlines()
+    for said in (page, words):
+        assert "best of 4" in said
+        assert "has no likelihood" in said
+    assert 'id="plot-best-of"' in page
+    assert len(table) == 1 + len(events(run, "best_of")) + len(events(run, "best_of", "last"))
