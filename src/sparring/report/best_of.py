@@ -8,7 +8,7 @@ from typing import Any
 from sparring.evaluation.metrics import METRICS
 from sparring.report.records import Row, Run, number, text
 from sparring.report.sheets import sheet
-from sparring.report.svg import GREEN, MUTED, PURPLE, REAL, Plot, end_labels, figure, to_svg
+from sparring.report.svg import GREEN, MUTED, PURPLE, REAL, Plot, brief, figure, to_svg
 from sparring.report.tables import fixed, interval
 
 COLOURS = {"reward": GREEN, "valid": REAL, "match": PURPLE}
@@ -96,26 +96,21 @@ def best_of_plot(run: Run) -> Plot | None:
         "prompts; dotted: one answer. Below n, the bound on KL from the player in nats. The scorer's own mean can only "
         "rise; where another line falls it is being fooled."
     )
-    made = drawn_curves({"": curve}, by=scorer)
+    made = drawn_curve(curve, scorer)
     said = "; ".join(f"n {number(row, 'n') or 0:.0f}: {fixed(number(row, 'reward'))}" for row in curve)
     return Plot("best-of", title, to_svg(made, "best-of", title, f"Scorer's mean, {said}."), caption)
 
 
-def drawn_curves(curves: dict[str, Curve], by: str) -> Any:
-    """A panel for the scorer's mean and one for each yardstick. Curves with other names are told apart by labels."""
-    first = next(iter(curves.values()))
-    names = [name for name in COLOURS if number(first[-1], name) is not None]
+def drawn_curve(curve: Curve, by: str) -> Any:
+    """A panel for the scorer's mean and one for each yardstick."""
+    names = [name for name in COLOURS if number(curve[-1], name) is not None]
     made, axes = figure(len(names), 0.9 + 1.55 * len(names), sharex=True)
     for name, axis in zip(names, axes, strict=True):
-        ends = []
-        for label, curve in curves.items():
-            _line(axis, curve, name)
-            ends.append((number(curve[-1], name) or 0.0, label, COLOURS[name]))
-        axis.axhline(number(first[0], name) or 0.0, color=MUTED, linewidth=1.0, linestyle=":")
+        _line(axis, curve, name)
+        axis.axhline(number(curve[0], name) or 0.0, color=MUTED, linewidth=1.0, linestyle=":")
         axis.margins(x=0.04, y=0.14)
-        axis.set_title(TITLES.get(name, f"scorer's own mean ({by})"))
-        end_labels(axis, [end for end in ends if end[1]])
-    ticked(axes[-1], first)
+        axis.set_title(TITLES.get(name, f"scorer's own mean ({brief(by, 40)})"))
+    ticked(axes[-1], curve)
     return made
 
 
