@@ -26,8 +26,6 @@ from sparring.evaluation.paired import compare, mean_interval
 from sparring.files import read_json
 from sparring.job import run_job
 from sparring.laboratory import default_config
-from sparring.reinforce import reinforce
-from sparring.selfplay import self_play
 
 RATES = ("2.0e-4", "6.0e-4", "2.0e-3")  # of the fine-tuning that goes on: from self-play's to fine-tuning's
 SHOWN = ("valid_mass", "exact_kl", "template_kl", "nll")
@@ -35,10 +33,10 @@ SPENT = ("played", "scored", "player")
 FIXED = ["data.test_size=200", "threads=1", "evaluation.show=0"]
 
 
-def run(out: Path, name: str, seed: int, changes: Sequence[str], work: Any, like: Path | None) -> Path:
+def run(out: Path, name: str, seed: int, changes: Sequence[str], like: Path | None) -> Path:
     """One run of the embedded default; finished phases are not made again."""
     settings = [*FIXED, *changes, f"runs={out}", f"name={name}-{seed}", f"seed={seed}"]
-    return run_job(read_config(default_config(), settings), like=like, work=work)
+    return run_job(read_config(default_config(), settings), like=like)
 
 
 def spent(folder: Path, phases: Sequence[str] = SPENT) -> int:
@@ -67,10 +65,10 @@ Arms = dict[str, tuple[list[Path], str]]
 
 def arms(out: Path, seeds: Sequence[int], changes: Sequence[str]) -> Arms:
     """Every arm's runs, one per seed, and which player of each."""
-    first = [run(out, "start", seed, ["selfplay.iterations=0"], self_play, None) for seed in seeds]
+    first = [run(out, "start", seed, ["selfplay.iterations=0"], None) for seed in seeds]
     rl, more = [], {rate: [] for rate in RATES}
     for seed, start in zip(seeds, first, strict=True):
-        rl.append(run(out, "rl", seed, [*EMBEDDED[1:], *changes], reinforce, start))
+        rl.append(run(out, "rl", seed, [*EMBEDDED[1:], *changes], start))
         budget = spent(rl[-1])
         for rate in RATES:
             continued = [
@@ -78,7 +76,7 @@ def arms(out: Path, seeds: Sequence[int], changes: Sequence[str]) -> Arms:
                 f"selfplay.budget={{unit: flops, amount: {budget}}}", "selfplay.stop_nll_rise=null",
                 "selfplay.stop_real_drop=null", "selfplay.checks_per_iteration=0",
             ]  # fmt: skip
-            more[rate].append(run(out, f"sft-{rate}", seed, continued, self_play, start))
+            more[rate].append(run(out, f"sft-{rate}", seed, continued, start))
             done = spent(more[rate][-1], ("player",))
             print(f"seed {seed}: RL {budget:.3g} FLOPs, more SFT at {rate} {done:.3g}", flush=True)
     made: Arms = {"θ_0": (first, "best"), "RL": (rl, "best")}

@@ -27,7 +27,7 @@ from sparring.cli_reinforce import app as reinforce
 from sparring.cli_reward import app as reward
 from sparring.cli_runs import ConfigArgument, JsonOption, Overrides, carry_out, conclude, follows, given_config
 from sparring.cli_serve import app as serve
-from sparring.errors import ConfigError, SparringError
+from sparring.errors import SparringError
 
 if TYPE_CHECKING:
     from sparring.config import Config
@@ -67,13 +67,11 @@ def run(
     if dry_run:
         _check(settings, as_json)
         return
-    from sparring.selfplay import self_play
-
     if settings.compare is not None:
         from sparring.study import Study
 
         Study(settings)  # what is wrong with the comparison is said before the run
-    carry_out(settings, self_play, as_json)
+    carry_out(settings, as_json)
     if settings.compare is not None and not as_json and not follows():
         print()
         _compare(settings)
@@ -148,14 +146,9 @@ def report(which: RunArgument = "last", folder: RunsOption = "runs") -> None:
 
 def _config(config: str | None, overrides: list[str] | None, embedded: list[str] | None = None) -> Config:
     """The config of a run of self-play."""
-    settings = given_config(config, overrides, embedded)
-    if settings.reinforce is not None:
-        raise ConfigError(
-            "the section reinforce is for another verb: use `sparring reinforce` with this config, or take it out"
-        )
-    if settings.dpo is not None:
-        raise ConfigError("the section dpo is for another verb: use `sparring dpo` with this config, or take it out")
-    return settings
+    from sparring.verbs import for_verb
+
+    return for_verb(given_config(config, overrides, embedded), "run")
 
 
 def _check(settings: Config, as_json: bool) -> None:

@@ -12,7 +12,7 @@ app = typer.Typer()
 @app.command()
 def dpo(config: ConfigArgument = None, overrides: Overrides = None, as_json: JsonOption = False) -> None:
     """Learn from pairs of a chosen and a rejected answer: DPO or IPO. Goes on after a kill."""
-    from sparring.dpo import prefer, settled_dpo
     from sparring.laboratory import dpo_config
+    from sparring.verbs import for_verb
 
-    carry_out(settled_dpo(given_config(config, overrides, default=dpo_config())), prefer, as_json)
+    carry_out(for_verb(given_config(config, overrides, default=dpo_config()), "dpo"), as_json)

@@ -15,11 +15,6 @@ EMBEDDED = ["name=laboratory-reinforce", "reinforce.iterations=6", "reinforce.lr
 @app.command()
 def reinforce(config: ConfigArgument = None, overrides: Overrides = None, as_json: JsonOption = False) -> None:
     """Learn from rewards: sample a group of answers per prompt, score them, GRPO or its kin. Goes on after a kill."""
-    from sparring.config_reinforce import ReinforceConfig
-    from sparring.reinforce import check_config
-    from sparring.reinforce import reinforce as work
+    from sparring.verbs import for_verb
 
-    settings = given_config(config, overrides, EMBEDDED)
-    settings = settings.model_copy(update={"reinforce": settings.reinforce or ReinforceConfig()})
-    check_config(settings)
-    carry_out(settings, work, as_json)
+    carry_out(for_verb(given_config(config, overrides, EMBEDDED), "reinforce"), as_json)

@@ -57,20 +57,21 @@ def _score(given: list[str], out: Path | None, folder: str) -> None:
 
 def _config(given: list[str]) -> Config:
     from sparring.laboratory import reward_config
+    from sparring.verbs import for_verb
 
-    return given_config(given[0] if given else None, given[1:], default=reward_config())
+    return for_verb(given_config(given[0] if given else None, given[1:], default=reward_config()), "reward")
 
 
 def _train(settings: Config, as_json: bool) -> None:
     from sparring import console
-    from sparring.reward import run_reward
+    from sparring.job import run_job
 
     if follows():
-        run_reward(settings)
+        run_job(settings)
         return
     speak = console.listener(as_json)
     with speak if isinstance(speak, console.Bars) else nullcontext():
-        folder = run_reward(settings, [speak], shlex.join(["sparring", *sys.argv[1:]]))
+        folder = run_job(settings, [speak], shlex.join(["sparring", *sys.argv[1:]]))
     if as_json:
         from sparring.report.reward import headline, read_scores
 

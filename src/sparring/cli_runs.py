@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -57,19 +56,19 @@ def _is_override(word: str) -> bool:
     return "=" in word and not Path(word).exists()
 
 
-def carry_out(settings: Config, work: Callable[..., Any], as_json: bool) -> None:
-    """Do a job and tell of it: events as they come, then the result. work: what is done with the open session."""
+def carry_out(settings: Config, as_json: bool) -> None:
+    """Do a job and tell of it: events as they come, then the result."""
     from sparring import console
     from sparring.job import run_job
     from sparring.report.findings import verdict
 
     if follows():
-        run_job(settings, work=work)
+        run_job(settings)
         return
     speak = console.listener(as_json, console.REWARDED if settings.reinforce else None)
     command = shlex.join(["sparring", *sys.argv[1:]])
     with speak if isinstance(speak, console.Bars) else nullcontext():
-        folder = run_job(settings, [speak], command, work=work)
+        folder = run_job(settings, [speak], command)
     page = folder / "report.html"
     if as_json:
         speak({"event": "done", "run": str(folder), "report": str(page), "verdict": verdict(folder)})

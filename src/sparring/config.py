@@ -312,13 +312,13 @@ NEUTRAL = {
     "track": True,
     "start": True,
     "model": {"base", "revision", "template", "quantise", "double_quant"},
-    "data": {"train", "eval", "test", "ties"},  # ties: where there are preferences, identify adds it
+    "data": {"train", "eval", "test", "ties"},
     "selfplay": {"keep", *LATER},
     "evaluation": {"show": True, "best_of": True, "prompting": {"rules"}},  # best_of: counts in the test
     "compare": True,
-    "reinforce": True,  # decides only what `sparring reinforce` makes, which adds it
-    "dpo": True,  # decides only what `sparring dpo` makes, which adds it
-    "reward": True,  # counts where a reward model is trained
+    "reinforce": True,  # these three decide only what their verbs make (kinds.py)
+    "dpo": True,
+    "reward": True,
     "scorer": True,  # its content counts where it is used
     "generation": {"batch_tokens"},
     "optimiser": {"micro_batch_tokens", "gradient_checkpointing", "save_every"},

@@ -1,10 +1,10 @@
-"""The main job around Algorithm 1: config → run folder → self-play → report."""
+"""The main job around Algorithm 1: config → run folder → self-play, or another kind of work → report."""
 
 from __future__ import annotations
 
 import importlib.util
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,19 +15,17 @@ from transformers.utils import logging as transformers_logging
 
 from sparring.config import Config, decisive
 from sparring.crew import local_size, muster
-from sparring.data.load import Loaded, load
+from sparring.data.load import Loaded
 from sparring.data.messages import Renderer
-from sparring.data.preferences import load_preferences
 from sparring.errors import InputError
 from sparring.evaluation.prompting.sheet import read_rules
 from sparring.files import digest
 from sparring.folder import lender
+from sparring.kinds import kind_of
 from sparring.machine import available_threads
 from sparring.models.base import choose_device, find_base, fingerprint_base, load_renderer, read_config
 from sparring.models.quantised import NAMES, check_quantised, described
-from sparring.report.page import write_report
 from sparring.run import Event, Run
-from sparring.selfplay import self_play
 from sparring.session import Session
 from sparring.start import fingerprint_start, settled
 
@@ -46,32 +44,18 @@ def run_folder(config: Config) -> Path:
     return Path(config.runs) / name
 
 
-Reader = Callable[[Config, Renderer], Loaded]
-
-
-def open_session(
-    config: Config,
-    run: Run,
-    command: str = "",
-    like: Path | None = None,
-    *,
-    read: Reader | None = None,
-    more: Mapping[str, Any] | None = None,
-) -> Session:
+def open_session(config: Config, run: Run, command: str = "", like: Path | None = None) -> Session:
     """Find base and data, check them, and claim the run folder; loads no weights.
 
     like  another run's folder: what it has made in the same way before self-play is copied, not made again
-    read  reads data of another kind than prompts with real answers
-    more  what else the run folder must have been made with to be gone on with
     """
     missing = [name for name in config.track if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
             f"track names {missing[0]}, which is not installed; install it (pip install {missing[0]}), or leave it out"
         )
-    found = identify(config, read)
+    found = identify(config)
     config = found.config
-    found.same.update(more or {})
     facts = {"command": command, **_facts(config, found, run.crew.size)}
     run.claim(config.model_dump(mode="json"), facts, found.same)
     if like is not None:
@@ -83,7 +67,7 @@ def open_session(
 class Found:
     """What a config names, found and read.
 
-    config  with the method of the adapter that it starts from
+    config  as its verb settles it, with the method of the adapter that it starts from
     same    what a run folder must have been made with to be gone on with
     quantised  what is done to the base's weights, in words; empty if nothing is
     bitsandbytes  whether they are held by it
@@ -98,25 +82,20 @@ class Found:
     bitsandbytes: bool = False
 
 
-def identify(config: Config, read: Reader | None = None) -> Found:
-    """Find the base and read the data of a config; loads no weights. read: as in `open_session`."""
+def identify(config: Config) -> Found:
+    """Find the base and read the data of a config; loads no weights."""
     quiet_libraries()
-    config = settled(config)
+    kind = kind_of(config)
+    config = settled(kind.settle(config))
     torch.set_num_threads(config.threads or max(1, available_threads() // local_size()))
     base_folder = find_base(config.model)
     renderer = load_renderer(base_folder, config.model)
     quantised = check_quantised(read_config(base_folder, config.model), config)
-    prefers = config.dpo is not None and read is None
-    loaded = (
-        read(config, renderer)
-        if read
-        else load_preferences(config.data, config.seed, renderer)
-        if prefers
-        else load(config.data, config.seed)
-    )
+    loaded = kind.read(config, renderer)
     device, dtype = choose_device(config.model)
     same: dict[str, Any] = {
-        **_decisive(config),
+        **decisive(config),
+        **kind.decides(config),
         "computed on": f"{device.type} in {str(dtype).removeprefix('torch.')}",
         **({"base quantised to": described(quantised, config.model)} if quantised else {}),
         "base fingerprint": fingerprint_base(base_folder, config.model),
@@ -125,21 +104,10 @@ def identify(config: Config, read: Reader | None = None) -> Found:
     }
     if config.evaluation.prompting.style == "rules":
         same["rules fingerprint"] = digest(read_rules(config.evaluation.prompting))
-    if config.reinforce is not None:
-        same["reinforce"] = config.reinforce.model_dump(mode="json")
     if config.start is not None:
         same["start fingerprint"] = fingerprint_start(config)
     words = quantised and described(quantised, config.model)
     return Found(config, base_folder, renderer, loaded, same, words, quantised in NAMES)
-
-
-def _decisive(config: Config) -> dict[str, Any]:
-    """The settings that decide the result; those of preference pairs only where there are any."""
-    found = decisive(config)
-    if config.dpo is None:
-        return found
-    data = {**found["data"], "ties": config.data.ties}
-    return {"dpo": config.dpo.model_dump(mode="json"), **found, "data": data}
 
 
 def run_job(
@@ -147,21 +115,21 @@ def run_job(
     listeners: Sequence[Callable[[Event], None]] = (),
     command: str = "",
     like: Path | None = None,
-    work: Callable[[Session], Any] = self_play,
 ) -> Path:
-    """The whole job; returns the run folder. Called again after a kill, it goes on from there.
+    """The whole job, self-play or what else the config is for (kinds.py); returns the run folder.
 
-    In each process that torchrun or accelerate started it does a part of the job, and one writes.
+    Called again after a kill, it goes on from there. In each process that torchrun or accelerate started it does a
+    part of the job, and one writes.
     command  what the user typed, for the report
     like     another run's folder, with the same beginning
-    work     what is done in the open session
     """
+    kind = kind_of(config)
     with muster() as crew, Run(run_folder(config), crew) as run:
         run.listeners += listeners
-        work(open_session(config, run, command, like))
+        kind.work(open_session(config, run, command, like))
         run.gather()
         if crew.writes:
-            write_report(run.folder)
+            kind.report(run.folder)
         return run.folder
 
 

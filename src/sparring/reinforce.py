@@ -58,11 +58,12 @@ def reinforce(session: Session) -> Phase:
     return best
 
 
-def check_config(config: Config) -> None:
-    """Refuse, before anything is loaded, what cannot be learnt so."""
+def settled_reinforce(config: Config) -> Config:
+    """The config, if it can be learnt so; else ConfigError, before anything is loaded."""
     generation = config.generation
     if generation.temperature != 1 or generation.top_p != 1:
         raise ConfigError(
             f"generation.temperature {generation.temperature:g} and top_p {generation.top_p:g}: reinforce learns from "
             "samples of the player itself; set both to 1"
         )
+    return config

@@ -10,30 +10,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sparring.config import Config
 from sparring.config_reward import RewardConfig
-from sparring.crew import muster
-from sparring.data.load import Loaded
-from sparring.data.messages import Renderer
 from sparring.data.pairs import Preference, Rows
-from sparring.data.preferences import load_preferences
 from sparring.evaluation.rewarded import judge_reward
-from sparring.job import open_session, run_folder
 from sparring.learning import budget_of, write_start
 from sparring.models.base import dtype_warning
 from sparring.models.flops import Flops
 from sparring.models.players import Player
 from sparring.models.reward_head import fresh, put_on, take_off
 from sparring.preparing import preferences, prepare_compared
-from sparring.report.reward_page import write_reward_report
 from sparring.reward_task import RewardTask, compared_rows
 from sparring.rewards.model import save_reward
-from sparring.run import Event, Phase, Run
+from sparring.run import Event, Phase
 from sparring.schedule import plan_steps
 from sparring.session import Session
 from sparring.trainer import fit
@@ -46,24 +39,6 @@ def train_reward(session: Session) -> Phase:
     start = once("start", begin) if session.config.start is not None else None
     made = once("reward", learn_reward, data, start)
     return once("reward-scores", judge_reward, data, made)
-
-
-def run_reward(config: Config, listeners: Sequence[Callable[[Event], None]] = (), command: str = "") -> Path:
-    """`sparring reward`: returns the run folder. Called again after a kill, it goes on from there."""
-    settings = config.reward or RewardConfig()
-    config = config.model_copy(update={"reward": settings})
-    with muster() as crew, Run(run_folder(config), crew) as run:
-        run.listeners += listeners
-        more = {"made by": "sparring reward", "reward": settings.model_dump(mode="json")}
-        train_reward(open_session(config, run, command, read=_pairs, more=more))
-        run.gather()
-        if crew.writes:
-            write_reward_report(run.folder)
-        return run.folder
-
-
-def _pairs(config: Config, renderer: Renderer) -> Loaded:
-    return load_preferences(config.data, config.seed, renderer)
 
 
 def begin(session: Session, folder: Path) -> Event:

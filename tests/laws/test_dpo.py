@@ -14,7 +14,7 @@ import torch
 from sparring.config import Config
 from sparring.configfile import build_config
 from sparring.data.pairs import Pair, Preference, Rows, write_rows
-from sparring.dpo import prefer, settled_dpo
+from sparring.dpo import settled_dpo
 from sparring.files import read_json
 from sparring.generation.play import played_rows
 from sparring.job import open_session, run_folder, run_job
@@ -59,7 +59,7 @@ def events(phase: Path, kind: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo", "hinge"])
 def test_law_1_the_loss_begins_at_its_known_value(loss: str, tmp_path: Path) -> None:
-    run = run_job(config(tmp_path, "sft.epochs=0", loss=loss, epochs=0.4), work=prefer)
+    run = run_job(config(tmp_path, "sft.epochs=0", loss=loss, epochs=0.4))
     steps = events(run / "0" / "player", "step")
     known = {"sigmoid": math.log(2), "ipo": 0.25 / 0.5**2, "hinge": 1.0}[loss]
     assert steps[0]["spin_loss"] == pytest.approx(known, abs=1e-4)
@@ -68,7 +68,7 @@ def test_law_1_the_loss_begins_at_its_known_value(loss: str, tmp_path: Path) -> 
 
 
 def test_the_planted_order_is_learnt_and_told(tmp_path: Path) -> None:
-    run = run_job(config(tmp_path), work=prefer)
+    run = run_job(config(tmp_path))
     (found,) = events(run / "0" / "preferred", "preferred")
     assert found["preference"] >= 0.9
     assert found["preference_longer"] == 0.0  # the longer answer was planted as the rejected one
@@ -87,11 +87,11 @@ def test_the_planted_order_is_learnt_and_told(tmp_path: Path) -> None:
 
 def test_the_reference_is_the_start_and_is_stored_once(tmp_path: Path) -> None:
     """From a player: its adapter on; the stored log-probs are its own, not those of the base under it."""
-    first = run_job(config(tmp_path), work=prefer)
+    first = run_job(config(tmp_path))
     start = first / "0" / "player"
     settings = config(tmp_path, f"start={start}", "name=second", epochs=0.4)
     told: list[dict[str, Any]] = []
-    run = run_job(settings, [told.append], work=prefer)
+    run = run_job(settings, [told.append])
     assert told[0]["event"] == "reference"
     assert f"the player in {start}, its adapter on" in told[0]["text"]
     with Run(run_folder(settings)) as opened:
@@ -108,7 +108,7 @@ def test_the_reference_is_the_start_and_is_stored_once(tmp_path: Path) -> None:
 def test_a_tie_told_as_halves_pulls_nowhere(tmp_path: Path) -> None:
     """The two halves of a tie have opposite gradients at step 0, and their weights add to one pair."""
     settings = config(tmp_path, "sft.epochs=0")
-    run = run_job(settings, work=prefer)
+    run = run_job(settings)
     with Run(run_folder(settings)) as opened:
         session = open_session(settings, opened)
         model = session.ring.challenge(Player.load(run / "sft"), seed=1)
@@ -151,7 +151,7 @@ def test_label_smoothing_is_cdpo() -> None:
 
 
 def test_smoothing_reaches_the_task(tmp_path: Path) -> None:
-    run = run_job(config(tmp_path, "sft.epochs=0", label_smoothing=0.4, epochs=4), work=prefer)
+    run = run_job(config(tmp_path, "sft.epochs=0", label_smoothing=0.4, epochs=4))
     assert read_json(run / "0" / "pairs" / "phase.json")["facts"]["flipped"] == 0.4
     assert events(run / "0" / "player", "step")[-1]["spin_loss"] > 0.67  # at least the entropy of the smoothed label
 
@@ -165,7 +165,7 @@ def test_the_pairs_of_a_run_are_its_own_tokens(tmp_path: Path) -> None:
     }  # fmt: skip
     spin = run_job(build_config(tree))
     settings = config(tmp_path, f"data.train={spin}", f"start={spin / '0' / 'player'}", "name=dpo", epochs=0.4)
-    run = run_job(settings, work=prefer)
+    run = run_job(settings)
     pairs: list[Preference] = Rows([run / "data" / "train_pairs.arrow"], Preference)[:]
     played = played_rows(spin / "0" / "played")[:]
     expected = [(row.real_ids, ids) for row in played for ids in row.synthetic_ids if ids != row.real_ids]

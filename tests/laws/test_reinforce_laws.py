@@ -19,7 +19,7 @@ from sparring.improving import improve
 from sparring.learning import fine_tune
 from sparring.policy_task import PolicyTask
 from sparring.preparing import prepare_data
-from sparring.reinforce import check_config, reinforce
+from sparring.reinforce import reinforce, settled_reinforce
 from sparring.rewarding import play_groups, reward, score_groups, scorer_print, settings_of, wanted_scorer, worth
 from sparring.rewards.scorer import Answered
 from sparring.rewards.text import TextScorer
@@ -273,7 +273,7 @@ def test_a_scorer_that_gives_no_number_is_named(values: list[float], said: str) 
 
 def test_what_cannot_be_learnt_so_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="learns from samples of the player itself"):
-        check_config(lab.config(tmp_path, "generation.temperature=0.7"))
+        settled_reinforce(lab.config(tmp_path, "generation.temperature=0.7"))
     with pytest.raises(ConfigError, match="compares the answers of a group"):
         lab.config(tmp_path, "reinforce.samples=1")
     with pytest.raises(ConfigError, match="validity is known only in the laboratory"):

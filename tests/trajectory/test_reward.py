@@ -14,11 +14,11 @@ from sparring.browse import list_runs
 from sparring.cli import main
 from sparring.configfile import build_config
 from sparring.errors import DataError, RewardError, RunError
+from sparring.job import run_job
 from sparring.laboratory import planted, world
 from sparring.names import player_name
 from sparring.report.records import read_run
 from sparring.report.reward import headline, read_scores, warnings_of_reward
-from sparring.reward import run_reward
 from sparring.rewards.scored import score_file
 from tests.trajectory.arena import KILLED, Arena, assert_same, contents, report_without_times
 
@@ -55,7 +55,7 @@ def in_order(row: dict[str, Any]) -> bool:
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reward")
     ordered_pairs(folder / "pairs.jsonl")
-    return run_reward(config_of(folder))
+    return run_job(config_of(folder))
 
 
 def test_the_planted_order_is_found(trained):
@@ -179,7 +179,7 @@ def test_a_reward_model_is_no_player(trained):
 def test_nothing_to_learn_is_said(tmp_path):
     """Labels by coin: no better than chance, and the report says so."""
     ordered_pairs(tmp_path / "pairs.jsonl", 300, flipped=0.5, votes=[1, 0, 1])
-    run = run_reward(config_of(tmp_path, reward={"epochs": 1}))
+    run = run_job(config_of(tmp_path, reward={"epochs": 1}))
     scores = read_scores(run)
     said = warnings_of_reward(read_run(run), scores)
     assert any("not certainly better than chance" in line for line in said)
@@ -204,10 +204,10 @@ def test_pairs_that_cannot_be(tmp_path, row, message):
     with (tmp_path / "pairs.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     with pytest.raises(DataError, match=f"pairs.jsonl:6: .*{message}"):
-        run_reward(config_of(tmp_path))
+        run_job(config_of(tmp_path))
     assert not (tmp_path / "runs" / "r").exists()
     data = {"train": str(tmp_path / "pairs.jsonl"), "bad_rows": "skip", "eval_size": 2}
-    run = run_reward(config_of(tmp_path, data=data, reward={"epochs": 1}))
+    run = run_job(config_of(tmp_path, data=data, reward={"epochs": 1}))
     assert message in (run / "data" / "bad_rows.txt").read_text()
     assert any("1 bad row was left out" in line for line in warnings_of_reward(read_run(run), read_scores(run)))
 
@@ -225,7 +225,7 @@ def test_the_plant():
 
 def test_a_start_is_trained_on(trained, tmp_path):
     ordered_pairs(tmp_path / "pairs.jsonl", 60)
-    run = run_reward(config_of(tmp_path, start=str(trained / "reward"), reward={"epochs": 1, "batch_size": 10}))
+    run = run_job(config_of(tmp_path, start=str(trained / "reward"), reward={"epochs": 1, "batch_size": 10}))
     moved = (run / "reward" / "adapter_model.safetensors").read_bytes()
     assert len(moved) == len((trained / "reward" / "adapter_model.safetensors").read_bytes())
     assert (run / "start" / "adapter_model.safetensors").read_bytes() == (
@@ -239,7 +239,7 @@ def test_a_start_is_trained_on(trained, tmp_path):
 def test_any_method_makes_a_reward_model(tmp_path, method):
     """Trained, saved, loaded as a scorer, and it learnt: better than no idea on the pairs that it saw."""
     ordered_pairs(tmp_path / "pairs.jsonl", 120, flipped=0.0)
-    run = run_reward(config_of(tmp_path, method=method, reward={"epochs": 4, "batch_size": 16, "lr": 2e-3}))
+    run = run_job(config_of(tmp_path, method=method, reward={"epochs": 4, "batch_size": 16, "lr": 2e-3}))
     steps = read_run(run).steps["reward"]
     assert steps[-1]["reward_loss"] < steps[0]["reward_loss"]
     assert read_scores(run)["n"] == 24
