@@ -28,11 +28,8 @@ from sparring.folder import read_lines
 from sparring.job import run_job
 from sparring.laboratory import default_config, planted, reward_config, world
 from sparring.models.base import find_base, load_renderer
-from sparring.reinforce import reinforce
 from sparring.report.records import Run, read_run
 from sparring.report.tables import fixed, interval
-from sparring.reward import run_reward
-from sparring.selfplay import self_play
 
 Row = dict[str, Any]
 SIDES = ("chosen", "rejected")
@@ -49,14 +46,14 @@ class Place:
     runs: Path
     seed: int
 
-    def play(self, name: str, changes: Sequence[str], work: Any = self_play, like: Path | None = None) -> Path:
+    def play(self, name: str, changes: Sequence[str], like: Path | None = None) -> Path:
         """A run of the embedded default, but for `changes`."""
         own = [*self.fixed(name), f"data.test_size={TEST}", "evaluation.show=0"]
-        return run_job(read_config(default_config(), [*own, *changes]), like=like, work=work)
+        return run_job(read_config(default_config(), [*own, *changes]), like=like)
 
     def model(self, name: str, changes: Sequence[str]) -> Path:
         """A reward model."""
-        return run_reward(read_config(reward_config(), [*self.fixed(name), *changes]))
+        return run_job(read_config(reward_config(), [*self.fixed(name), *changes]))
 
     def fixed(self, name: str) -> list[str]:
         return ["threads=1", f"runs={self.runs}", f"name={name}", f"seed={self.seed}"]
@@ -259,7 +256,7 @@ def main() -> None:
     models = reward_models(place, untrained, tuned)
     pairs_of = dict(zip(models, (None, None, untrained, tuned), strict=True))
     select = place.play("better", ["scorer=validity", "selfplay.keep_pairs=better"], like=tuned)
-    learnt = place.play("learn", EMBEDDED[1:], work=reinforce, like=tuned)
+    learnt = place.play("learn", EMBEDDED[1:], like=tuned)
     made: Row = {
         "models": [model_row(name, run, pairs_of[name]) for name, run in models.items()],
         "stop": stopping(place, tuned),
