@@ -21,15 +21,20 @@ from typing import Any
 from benchmarks.rewards_pictures import draw_all
 from sparring.cli_reinforce import EMBEDDED
 from sparring.configfile import read_config
+from sparring.data.messages import Conversation, Message
 from sparring.evaluation.rewarded_pairs import wins
 from sparring.evaluation.statistics import share
 from sparring.files import read_json, write_atomic
 from sparring.folder import read_lines
 from sparring.job import run_job
 from sparring.laboratory import default_config, planted, reward_config, world
-from sparring.models.base import find_base, load_renderer
+from sparring.models.base import find_base, load_base, load_renderer
+from sparring.models.players import Ring
 from sparring.report.records import Run, read_run
 from sparring.report.tables import fixed, interval
+from sparring.rewards.build import make_scorer
+from sparring.rewards.scorer import Answered
+from sparring.rewards.settings import ImplicitScore
 
 Row = dict[str, Any]
 SIDES = ("chosen", "rejected")
@@ -80,12 +85,37 @@ def reward_models(place: Place, untrained: Path, tuned: Path) -> dict[str, Path]
     }
 
 
-def model_row(name: str, run: Path, opponent: Path | None) -> Row:
-    """A reward model's held-out accuracy, and what its pairs allow.
+def judged_pairs(run: Path) -> list[Row]:
+    """The held-out pairs of a reward model's run, with its rewards."""
+    return list(read_lines(run / "reward-scores" / "pairs.jsonl"))
+
+
+def by_likelihood(pairs: Sequence[Row], run: Path) -> list[Row]:
+    """The same pairs, with the implicit reward of θ_0 against the base in the place of rewards: no training."""
+    config = read_config(default_config())
+    renderer = load_renderer(find_base(config.model), config.model)
+    ring = Ring(load_base(find_base(config.model), config.model, renderer), config.method, config.model.base)
+    scorer = make_scorer(ImplicitScore(run=str(run), player="sft", reference="base"), ring)
+    asked = [
+        Answered(example.prompt_ids, example.answer_ids, [])
+        for row in pairs
+        for side in SIDES
+        for example in renderer.render(spoken(row["prompt"], row[side]))
+    ]
+    found = iter(scorer(asked))
+    return [row | {f"{side}_reward": next(found) for side in SIDES} for row in pairs]
+
+
+def spoken(prompt: str, answer: str) -> Conversation:
+    """A prompt and an answer as plain text."""
+    return Conversation((Message("user", prompt), Message("assistant", answer)), False, "laboratory")
+
+
+def model_row(name: str, pairs: Sequence[Row], opponent: Path | None) -> Row:
+    """Accuracy on held-out pairs, and what its pairs allow.
 
     opponent  the run whose pairs they are: what p_data and p_data/p_opponent would say is known exactly
     """
-    pairs = list(read_lines(run / "reward-scores" / "pairs.jsonl"))
     valid = [tuple(planted.is_valid(row["prompt"], row[side]) for side in SIDES) for row in pairs]
     right = wins([row["chosen_reward"] for row in pairs], [row["rejected_reward"] for row in pairs])
     prompts = [row["prompt"] for row in pairs]
@@ -254,11 +284,13 @@ def main() -> None:
     untrained = place.play("untrained", ["sft.epochs=0", "selfplay.iterations=1"])
     tuned = place.play("tuned", ["scorer=validity"])
     models = reward_models(place, untrained, tuned)
-    pairs_of = dict(zip(models, (None, None, untrained, tuned), strict=True))
+    judged = {name: judged_pairs(run) for name, run in models.items()}
+    judged["the same, by implicit reward"] = by_likelihood(judged["self-play pairs of the base"], tuned)
+    opponents = (None, None, untrained, tuned, untrained)
     select = place.play("better", ["scorer=validity", "selfplay.keep_pairs=better"], like=tuned)
     learnt = place.play("learn", EMBEDDED[1:], like=tuned)
     made: Row = {
-        "models": [model_row(name, run, pairs_of[name]) for name, run in models.items()],
+        "models": [model_row(*item, run) for item, run in zip(judged.items(), opponents, strict=True)],
         "stop": stopping(place, tuned),
         "select": players(select),
         "rank": ranking(place, tuned, list(models.values())[1], list(models.values())[2]),

@@ -137,8 +137,8 @@ def _curve(session: Session, folder: Path, sheet: Sheet, chosen: Chosen, about: 
     for name in yards:
         if (row[f"{name}_gain_high"] or 0.0) < 0:
             session.run.warn(
-                f"best of {row['n']} by {scorer.label} ({about['label']}): {METRICS[name].label.split(',')[0]} is "
-                f"{row[name]:.3f} and of single answers {row[name] - row[f'{name}_gain']:.3f}; the scorer is fooled"
+                f"best of {row['n']} by {scorer.label} ({about['label']}): {METRICS[name].label.split(',')[0]} "
+                f"{row[name]:.3f}, of single answers {row[name] - row[f'{name}_gain']:.3f}: the scorer is fooled"
             )
 
 

@@ -9,7 +9,7 @@ from sparring.evaluation.metrics import METRICS
 from sparring.report.records import Row, Run, number, text
 from sparring.report.sheets import sheet
 from sparring.report.svg import GREEN, MUTED, PURPLE, REAL, Plot, brief, figure, to_svg
-from sparring.report.tables import fixed, interval
+from sparring.report.tables import MISSING, fixed, interval
 
 COLOURS = {"reward": GREEN, "valid": REAL, "match": PURPLE}
 TITLES = {"valid": "valid answers, share", "match": "exact match, share"}
@@ -65,9 +65,7 @@ def _judged(curve: Curve, name: str) -> str:
         f"of the best of {most} ({_gain(last, name)})"
     )
     if peak is not last:
-        said += (
-            f"; highest at n = {number(peak, 'n') or 0:.0f} ({fixed(number(peak, name), 3)}): more choice was in vain"
-        )
+        said += f"; highest at n = {number(peak, 'n') or 0:.0f} ({fixed(number(peak, name), 3)}), lower beyond"
     return f"{said}."
 
 
@@ -77,6 +75,8 @@ def _cell(row: Row, name: str) -> str:
 
 
 def _gain(row: Row, name: str) -> str:
+    if number(row, "n") == 1:
+        return MISSING
     low, high = number(row, f"{name}_gain_low"), number(row, f"{name}_gain_high")
     return f"{fixed(number(row, f'{name}_gain'), 3, sign=True)} {interval(low, high, 3, sign=True)}".rstrip()
 

@@ -126,9 +126,11 @@ def reward_plot(run: Run) -> Plot | None:
         f"NLL {fixed(number(run.scores[player], 'nll'))}"
         for player in players
     )
+    chooses = run.rewarded or run.setting("evaluation", "select") == "scorer"
     caption = (
-        "The player is chosen by the upper line; the middle one is the yardstick that no reward moves. Bars are 95 % "
-        "intervals over prompts. Reward that rises while NLL rises too is bought with the real answers' likelihood."
+        f"The player is chosen by the {'upper' if chooses else 'middle'} line; the middle one is the yardstick that no "
+        "reward moves. Bars are 95 % intervals over prompts. Reward that rises while NLL rises too is bought with the real "
+        "answers' likelihood."
     )
     return Plot("reward", title, to_svg(made, "reward", title, said), caption)
 

@@ -54,7 +54,8 @@ def tested_notes(run: Run) -> list[str]:
         return []
     counts = [n for which, row in run.tests.items() if (n := number(row, "n") or float(len(_rows(run, which))))]
     notes = [f"{min(counts):.0f} prompts."] if counts else []
-    notes += [f"Answers were scored by {scorer}."] if (scorer := text(run.tests.get("best", {}).get("scorer"))) else []
+    scorer = text(run.tests.get("best", {}).get("scorer"))
+    notes += [f"Sampled answers were scored by {scorer}."] if scorer and not run.best_of else []
     gap = gap_between(_rows(run, "last"), _rows(run, "best"))
     if gap is not None:
         last = run.label(text(run.tests["last"].get("player"))) if "last" in run.tests else "the last player"
