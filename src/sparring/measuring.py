@@ -15,6 +15,7 @@ from sparring.evaluation.trusted import Trust
 from sparring.evaluation.trusted import trust as agreement_with
 from sparring.folder import read_lines
 from sparring.names import player_name
+from sparring.rewards.scored import reward_judge
 
 if TYPE_CHECKING:
     from sparring.models.base import Base
@@ -88,7 +89,7 @@ def judge_run(
     real = {row["prompt"]: row["real"] for row in mine}
     about = About(real, config["evaluation"].get("match"), model, key_from)
     rows = [(a["prompt"], a["answer"], b["answer"]) for a, b in zip(mine, theirs, strict=True)]
-    judge = find_judge(spec, about)
+    judge = reward_judge(spec) or find_judge(spec, about)
     trust = None
     if people is not None:
         trust = agreement_with(judge, spec, people, told)

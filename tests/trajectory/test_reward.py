@@ -19,7 +19,7 @@ from sparring.laboratory import planted, world
 from sparring.names import player_name
 from sparring.report.records import read_run
 from sparring.report.reward import headline, read_scores, warnings_of_reward
-from sparring.rewards.scored import score_file
+from sparring.rewards.scored import reward_judge, score_file
 from tests.trajectory.arena import KILLED, Arena, assert_same, contents, report_without_times
 
 FLIPPED = 0.1
@@ -138,6 +138,16 @@ def test_score_a_file(trained, tmp_path, capsys, monkeypatch):
     assert [{k: v for k, v in row.items() if k != "score"} for row in found] == asked
     assert list(score_file(trained, file)) == out.read_text().splitlines()
     assert capsys.readouterr().out == ""
+
+
+def test_a_reward_model_as_judge(trained):
+    rows = [json.loads(line) for line in (trained / "reward-scores" / "pairs.jsonl").read_text().splitlines()]
+    judge = reward_judge(f"reward:{trained}")
+    said = [judge(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+    assert said == ["first" if row["chosen_reward"] > row["rejected_reward"] else "second" for row in rows]
+    assert judge(rows[0]["prompt"], "", "") == "tie"  # a player may end at once
+    assert reward_judge("rule:longer") is None
+    assert reward_judge("reward:/nowhere") is None
 
 
 @pytest.mark.parametrize(

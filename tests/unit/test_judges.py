@@ -136,7 +136,7 @@ def test_a_reward_model(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "three")
     with pytest.raises(ModelError, match="gives 3 numbers"):
         find_judge(f"reward:{tmp_path / 'three'}", REAL)
-    with pytest.raises(InputError, match="is not a model's folder"):
+    with pytest.raises(InputError, match="nor a model's folder"):
         find_judge(f"reward:{tmp_path / 'nothing'}", REAL)
 
 

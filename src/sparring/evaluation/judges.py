@@ -90,7 +90,7 @@ def compare(judge: Judge, rows: Sequence[tuple[str, str, str]], told: Callable[[
 # ---------------------------------------------------------------- rules
 
 
-def _by(key: Callable[[str, str], float]) -> Judge:
+def by(key: Callable[[str, str], float]) -> Judge:
     """The judge that prefers the answer with the higher key(prompt, answer)."""
 
     def judge(prompt: str, first: str, second: str) -> Choice:
@@ -101,16 +101,16 @@ def _by(key: Callable[[str, str], float]) -> Judge:
 
 
 def _closer(about: About) -> Judge:
-    return _by(lambda prompt, answer: -abs(len(answer) - len(about.real[prompt])))
+    return by(lambda prompt, answer: -abs(len(answer) - len(about.real[prompt])))
 
 
 def _match(about: About) -> Judge:
-    return _by(lambda prompt, answer: float(matches(about.match or "whole", answer, about.real[prompt])))
+    return by(lambda prompt, answer: float(matches(about.match or "whole", answer, about.real[prompt])))
 
 
 RULES: dict[str, Callable[[About], Judge]] = {
-    "longer": lambda about: _by(lambda _, answer: len(answer)),
-    "shorter": lambda about: _by(lambda _, answer: -len(answer)),
+    "longer": lambda about: by(lambda _, answer: len(answer)),
+    "shorter": lambda about: by(lambda _, answer: -len(answer)),
     "closer": _closer,  # in length, to the real answer
     "match": _match,  # by `evaluation.match`, else the whole text
 }
@@ -146,7 +146,10 @@ def _reward(folder: str, about: About) -> Judge:
     """A sequence-classification model with one logit; safetensors only, no remote code, nothing downloaded."""
     path = Path(folder).expanduser()
     if not (path / "config.json").is_file():
-        raise InputError(f"judge reward:{folder} is not a model's folder (config.json); give a local one")
+        raise InputError(
+            f"judge reward:{folder} is neither a run of `sparring reward` nor a model's folder "
+            "(config.json); give a local one"
+        )
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -175,7 +178,7 @@ def _reward(folder: str, about: About) -> Judge:
                 known[prompt, answer] = float(model(**ids).logits[0, 0])
         return known[prompt, answer]
 
-    return _by(reward)
+    return by(reward)
 
 
 def _endpoint(url: str, about: About) -> Judge:

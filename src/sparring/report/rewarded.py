@@ -129,8 +129,8 @@ def reward_plot(run: Run) -> Plot | None:
     chooses = run.rewarded or run.setting("evaluation", "select") == "scorer"
     caption = (
         f"The player is chosen by the {'upper' if chooses else 'middle'} line; the middle one is the yardstick that no "
-        "reward moves. Bars are 95 % intervals over prompts. Reward that rises while NLL rises too is bought with the real "
-        "answers' likelihood."
+        "reward moves. Bars are 95 % intervals over prompts. Reward that rises while NLL rises too is bought with the "
+        "real answers' likelihood."
     )
     return Plot("reward", title, to_svg(made, "reward", title, said), caption)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from sparring.data.messages import Renderer
 from sparring.data.sources import find_rows
 from sparring.data.values import BadRow
 from sparring.errors import DataError, InputError
+from sparring.evaluation.judges import Judge, by
 from sparring.files import written
 from sparring.job import quiet_libraries
 from sparring.models.base import find_base, fingerprint_base, load_base, load_renderer
 from sparring.models.players import Ring
-from sparring.rewards.model import ModelScorer, check_reward, find_reward
+from sparring.names import reward_model
+from sparring.rewards.model import Made, ModelScorer, check_reward, find_reward
 from sparring.rewards.scorer import Answered
 
 ANSWERS = ("answer", "completion", "response", "output")
@@ -31,16 +35,10 @@ def score_file(run: Path, file: Path, out: Path | None = None) -> Iterator[str]:
     run  of a reward model. Rows hold `messages`, or `prompt` and an answer (ANSWERS). All rows are read and checked
     before the model is loaded. Raises DataError with file and line, RewardError for the model.
     """
-    made = find_reward(run)
-    config = Config.model_validate(read_settings(run))
-    quiet_libraries()
-    folder = find_base(config.model)
-    renderer = load_renderer(folder, config.model)
-    check_reward(made, fingerprint_base(folder, config.model), renderer)
-    raws, answers = _read(file, config, renderer)
-    ring = Ring(load_base(folder, config.model, renderer), config.method, config.model.base)
-    _fit(raws, answers, ring.context)
-    scorer = ModelScorer(ring, made, config.optimiser.micro_batch_tokens)
+    found = _Found.of(run)
+    raws, answers = _read(file, found.config, found.renderer)
+    scorer = found.scorer()
+    _fit(raws, answers, scorer.ring.context)
     lines = _lines(scorer, raws, answers)
     if out is None:
         yield from lines
@@ -51,6 +49,57 @@ def score_file(run: Path, file: Path, out: Path | None = None) -> Iterator[str]:
                 opened.write(f"{line}\n".encode())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise InputError(f"--out {out} cannot be written; give a file in a folder that exists") from None
+
+
+def reward_judge(spec: str) -> Judge | None:
+    """The judge of `sparring judge` that `reward:RUN` names; None if it is not a run of `sparring reward`.
+
+    The prompt is one turn of the user, if the reward model learnt from chats; else the answer follows right after it.
+    """
+    kind, _, path = spec.partition(":")
+    run = Path(path).expanduser()
+    if kind != "reward" or not reward_model(run):
+        return None
+    found = _Found.of(run)
+    scorer = found.scorer()
+
+    @cache
+    def worth(prompt: str, answer: str) -> float:
+        raw = {"prompt": prompt, "answer": answer if answer.strip() else "0"}
+        asked = _answered(prompt[:60], raw, found.config, found.renderer)
+        if not answer.strip():  # a player may end at once, which no real answer does
+            asked = Answered(asked.prompt_ids, list(found.renderer.end_ids[:1]), [])
+        _fit([(prompt[:60], raw)], [asked], scorer.ring.context)
+        return scorer([asked])[0]
+
+    return by(worth)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A reward model's run, and what its model stands on; no weights yet."""
+
+    made: Made
+    config: Config
+    folder: Path
+    renderer: Renderer
+
+    @classmethod
+    def of(cls, run: Path) -> _Found:
+        made = find_reward(run)
+        config = Config.model_validate(read_settings(run))
+        quiet_libraries()
+        folder = find_base(config.model)
+        renderer = load_renderer(folder, config.model)
+        check_reward(made, fingerprint_base(folder, config.model), renderer)
+        return cls(made, config, folder, renderer)
+
+    def scorer(self) -> ModelScorer:
+        """Load the base, and the reward model on it."""
+        ring = Ring(
+            load_base(self.folder, self.config.model, self.renderer), self.config.method, self.config.model.base
+        )
+        return ModelScorer(ring, self.made, self.config.optimiser.micro_batch_tokens)
 
 
 def _lines(scorer: ModelScorer, raws: list[tuple[str, Any]], answers: list[Answered]) -> Iterator[str]:
