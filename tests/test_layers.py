@@ -132,6 +132,7 @@ ROWS = {
     "export.targets": 4,
     "laboratory.tiny": 4,
     "models.adapters": 4,
+    "report.best_of": 4,
     "report.rewarded": 4,
     "report.study_costs": 4,
     "report.study_plots": 4,

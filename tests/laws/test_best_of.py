@@ -1,18 +1,21 @@
-"""Best of n in the test: chosen by the scorer from the answers there are; only the test of a finished run is made anew."""
+"""Best of n in the test: chosen by the scorer among the answers there are; of a finished run only the test is made."""
 
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sparring.config import decisive
-from sparring.configfile import build_config
+from sparring.configfile import build_config, read_config
 from sparring.errors import ConfigError
 from sparring.evaluation.metrics import METRICS
-from sparring.laboratory import world
+from sparring.job import run_job
+from sparring.laboratory import default_config, dpo_config, world
+from sparring.report.page import write_report
 from sparring.rewards.build import build_scorer
 from sparring.rewards.rank import kl_bound
 from sparring.rewards.scorer import Answered
@@ -168,3 +171,43 @@ def test_a_run_that_nothing_scores_keeps_its_test(tmp_path: Path) -> None:
         prints = [json.loads((path / "phase.json").read_text())["fingerprint"] for path in (data, start, start, start)]
         assert best.exists()
         assert test.fingerprint == session.run._made_from("test", tuple(prints), {})
+
+
+def test_the_report_says_it(runs: Any) -> None:
+    run, _, _ = runs
+    page = write_report(run).read_text(encoding="utf-8")
+    words = (run / "report.md").read_text(encoding="utf-8")
+    table = (run / "tables" / "best_of.csv").read_text(encoding="utf-8").splitlines()
+    for said in (page, words):
+        assert "best of 4" in said
+        assert "has no likelihood" in said
+    assert 'id="plot-best-of"' in page
+    assert len(table) == 1 + len(events(run, "best_of")) + len(events(run, "best_of", "last"))
+
+
+@pytest.mark.parametrize("verb", ["dpo", "reinforce"])
+def test_other_verbs_have_it_too(tmp_path: Path, verb: str) -> None:
+    small = [f"runs={tmp_path}", "name=run", "threads=1", "data.eval_limit=12", "evaluation.best_of=3"]
+    if verb == "dpo":
+        asked = [f"{n}+1+2=" for n in range(10)]
+        right = [world.sample(prompt, random.Random(prompt)) for prompt in asked]
+        rows = [{"prompt": p, "chosen": y, "rejected": "1+2=3;3+4=8"} for p, y in zip(asked, right, strict=True)]
+        file = tmp_path / "pairs.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        more = [
+            "sft.epochs=0",
+            f"data.train={file}",
+            f"data.test={file}",
+            "data.split='[:6]'",
+            "data.test_split='[6:]'",
+        ]
+        config = read_config(dpo_config(), [*small, *more, "data.subset=null", "data.render=text", DIGITS])
+    else:
+        more = ['data.split="[:24]"', "data.test_size=12", "sft.epochs=1", "reinforce.iterations=1"]
+        config = read_config(default_config(), [*small, *more])
+    run = run_job(config)
+    event = events(run, "test")[0]
+    rows = lines(run / "test" / "best.jsonl")
+    assert event["best_of"] == 3
+    assert event["reward"] == sum(row["reward"] for row in rows) / len(rows)
+    assert [point["n"] for point in events(run, "best_of")] == [1, 2, 3]

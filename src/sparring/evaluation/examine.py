@@ -134,6 +134,12 @@ def _curve(session: Session, folder: Path, sheet: Sheet, chosen: Chosen, about: 
     who = {"which": about["which"], "player": about["player"], "scorer": scorer.label, "prompts": about["n"]}
     for row in quality_curve(chosen.scores, yards):
         session.run.log({"event": "best_of", **who, **row})
+    for name in yards:
+        if (row[f"{name}_gain_high"] or 0.0) < 0:
+            session.run.warn(
+                f"best of {row['n']} by {scorer.label} ({about['label']}): {METRICS[name].label.split(',')[0]} "
+                f"{row[name]:.3f}, of single answers {row[name] - row[f'{name}_gain']:.3f}: the scorer is fooled"
+            )
 
 
 def _rows(table: dict[str, list[Any]]) -> list[dict[str, Any]]:

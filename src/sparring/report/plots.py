@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sparring.report.best_of import best_of_plot
 from sparring.report.plot_players import answers_plot, exact_plot, seconds_plot
 from sparring.report.plot_steps import logprob_plot, loss_plot
 from sparring.report.records import Run, number
@@ -133,4 +134,5 @@ PLOTS: tuple[Callable[[Run], Plot | None], ...] = (
     answers_plot,
     seconds_plot,
     exact_plot,
+    best_of_plot,
 )
