@@ -191,6 +191,11 @@ def chosen_arms(config: Config, compare: CompareConfig) -> list[Arm]:
     Raises ConfigError for an unknown arm, one that is named twice, an empty grid, or the best of n answers where the
     primary metric has no number for it.
     """
+    if config.evaluation.best_of > 1 and compare.primary in LIKELIHOODS:
+        raise ConfigError(
+            f"evaluation.best_of {config.evaluation.best_of} leaves the test without {compare.primary}, which is "
+            "compare.primary; set that to scorer or match, or leave best_of out and name arms ARM-best-of-N"
+        )
     asked: dict[str, ArmConfig] = {}
     for one in _standard(config) if compare.arms is None else compare.arms:
         given = one if isinstance(one, ArmConfig) else ArmConfig(name=one)
@@ -268,11 +273,22 @@ def _arm(one: ArmConfig, config: Config, compare: CompareConfig) -> Arm:
     apart = next((k for k in touched if k.startswith(ALIKE) or k in APART), None)
     if apart:
         raise ConfigError(f'arm "{one.name}" changes {apart}; all arms are tested alike, so set it for the whole study')
+    key = _of_pairs(one, key, touched)
     if one.name == "sft" and one.grid:
         raise ConfigError('arm "sft" has a grid, but all other arms start from it; give its settings one value each')
     label = known.label if name == one.name else one.name
     values, after = values if key else [], None if one.name == "sft" else "sft"
     return Arm(one.name, label, one.what or known.what, {**settings, **own}, key, values, known.matched, after)
+
+
+def _of_pairs(one: ArmConfig, key: str | None, touched: list[str]) -> str | None:
+    """The key that is tuned: of an arm with keys of `dpo` its own rate, for those of `selfplay` do nothing there."""
+    if not any(name.startswith("dpo.") for name in touched):
+        return key
+    idle = next((name for name in touched if name.startswith("selfplay.") and name != key), None)
+    if idle or (one.grid and str(key).startswith("selfplay.")):
+        raise ConfigError(f'arm "{one.name}" learns from pairs, where {idle or key} does nothing; give keys of dpo')
+    return "dpo.lr" if key == "selfplay.lr" else key
 
 
 def dotted(settings: Settings, above: str = "") -> dict[str, Any]:

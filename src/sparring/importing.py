@@ -19,6 +19,8 @@ from sparring.adapter_look import Look, look
 from sparring.config import Config, ModelConfig
 from sparring.configfile import build_config
 from sparring.data.load import count_prompts
+from sparring.data.preferences import compares
+from sparring.data.selfplayed import is_run
 from sparring.errors import ConfigError, InputError, LawBroken, ModelError
 from sparring.files import write_atomic
 from sparring.folder import read_marker
@@ -201,7 +203,7 @@ def _held_out(config: Config) -> Config:
     """
     data = config.data
     told = {"eval", "eval_split", "eval_size", "test", "test_split", "test_size"} & data.model_fields_set
-    if told or data.train == "laboratory":
+    if told or data.train == "laboratory" or is_run(data.train):
         return config
-    count = max(1, count_prompts(data, config.seed) - 1)
+    count = max(1, count_prompts(data, config.seed, compares(data, config.seed)) - 1)
     return config.model_copy(update={"data": data.model_copy(update={"eval_size": float(count)})})

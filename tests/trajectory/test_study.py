@@ -182,6 +182,29 @@ def test_killed_at_work_with_two_jobs_it_leaves_no_worker_and_goes_on(tmp_path: 
         assert a["against"] == b["against"]
 
 
+def test_preference_pairs_with_dpo_as_the_target(tmp_path: Path) -> None:
+    """All arms have the chosen answers, one θ_0 and the test; DPO sets the budget, and every arm chooses alike."""
+    asked = {"arms": ["sft", "continued", "spin", "dpo"], "target": "dpo", "seeds": [0], "primary": "exact_kl"}
+    done = run(tmp_path, "data.subset=preferences", "dpo.epochs=3", "dpo.beta=0.3", **asked)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "study.compare"
+    found = {arm["name"]: arm for arm in facts(folder)["arms"]}
+    goal = found["dpo"]["budget"]["flops"]
+    for name in ("continued", "spin"):
+        assert found[name]["budget"]["flops"] == pytest.approx(goal, rel=0.05)
+    runs = [folder / arm["runs"][0]["folder"] for arm in found.values()]
+    for name in ("data/train.arrow", "data/eval.arrow", "data/test.arrow", "sft/adapter_model.safetensors"):
+        assert len({(one / name).read_bytes() for one in runs}) == 1
+    best = [json.loads((one / "best" / "best.json").read_text()) for one in runs]
+    assert {one["metric"] for one in best} == {"exact_kl"}
+    assert "DPO on the data" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_bytes()
+    assert run(tmp_path, "data.subset=preferences", "dpo.epochs=3", "dpo.beta=0.3", **asked).returncode == 0
+    assert (folder / "report.html").read_bytes() == page
+    done = run(tmp_path, "data.subset=preferences", "dpo.epochs=3", "dpo.beta=0.7", **asked)
+    assert "dpo.beta: 0.3, now it is 0.7" in done.stderr
+
+
 def _wait(ready: Any, seconds: float = 600.0) -> None:
     begun = time.monotonic()
     while not ready():
@@ -209,6 +232,7 @@ def _alive(pid: int) -> bool:
     [
         ({"arms": ["spinn"]}, 'did you mean "spin"'),
         ({"primary": "match"}, "evaluation.match"),
+        ({"arms": ["dpo"]}, "data.subset=preferences"),
         ({"target": "sft"}, "spends nothing"),
         ({"arms": [{"name": "x", "settings": {"selfplay.sample": 2}}]}, "selfplay.samples"),
         ({"arms": [{"name": "x", "settings": {"selfplay.beta": -1}}]}, "selfplay.beta"),

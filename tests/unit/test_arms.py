@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sparring.arms import KNOWN, PAIRED, PROMPTED, SCORED, STANDARD, chosen_arms, learning_rates, rewarded
+from sparring.arms import KNOWN, PAIRED, PROMPTED, SCORED, STANDARD, chosen_arms, learning_rates, prefers, rewarded
 from sparring.asked import asked_study
 from sparring.config import CompareConfig, Config
 from sparring.configfile import build_config, changed
@@ -78,6 +78,20 @@ def test_own_arms() -> None:
     arm = arms(arms=["sft", own])["four"]
     assert dict(arm.settings) == {"selfplay.anchor": 0.0, "selfplay.samples": 4}
     assert (arm.key, arm.values, arm.label) == ("selfplay.beta", [0.1, 1.0], "four")
+
+
+def test_own_arms_of_pairs() -> None:
+    """Their learning rate is DPO's own, and keys of self-play, which would do nothing, are refused."""
+    own = [
+        {"name": "ipo", "settings": {"dpo.loss": "ipo"}},
+        {"name": "held", "like": "dpo", "settings": {"dpo.anchor": 1.0}},
+    ]
+    found = arms(arms=own)
+    assert [found[name].key for name in ("ipo", "held", "spin-anchor")] == ["dpo.lr", "dpo.lr", "selfplay.lr"]
+    assert [prefers(arm) for arm in found.values()] == [True, True, False, False, False]
+    for wrong in ({"like": "spin", "settings": {"dpo.beta": 1}}, {"like": "dpo", "grid": {"selfplay.beta": [1.0]}}):
+        with pytest.raises(ConfigError, match="learns from pairs, where selfplay"):
+            arms(arms=[{"name": "x", **wrong}])
 
 
 def test_nested_settings_are_dotted_keys() -> None:
@@ -186,6 +200,13 @@ def test_best_of_n_is_another_arms_run_which_is_added() -> None:
 def test_refusals_of_the_best_of_n(compare: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         arms(**compare)
+
+
+def test_the_best_of_n_for_a_whole_study_needs_a_metric_that_it_has() -> None:
+    settings = build_config({"data": {"test_size": 20}, "evaluation": {"best_of": 4}})
+    with pytest.raises(ConfigError, match="leaves the test without nll"):
+        arms(settings)
+    assert arms(settings, primary="scorer")
 
 
 def test_a_study_finds_the_scorer_that_it_needs_or_says_that_there_is_none() -> None:

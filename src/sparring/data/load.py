@@ -109,11 +109,11 @@ def columns_of(config: DataConfig, seed: int) -> set[str]:
         return {column for _, raw in islice(numbered, _LOOKED_AT) if isinstance(raw, dict) for column in raw}
 
 
-def count_prompts(config: DataConfig, seed: int) -> int:
-    """How many distinct prompts `data.train` holds."""
+def count_prompts(config: DataConfig, seed: int, preferences: bool = False) -> int:
+    """How many distinct prompts `data.train` holds. preferences: as in `load`."""
     counts: Counter[str] = Counter()
     split = ("split", config.split, "train")
-    found, _ = _conversations(config, config.train, split, seed=seed, counts=counts, preferences=False, named=[])
+    found, _ = _conversations(config, config.train, split, seed=seed, counts=counts, preferences=preferences, named=[])
     return len({_prompt(one) for one in found})
 
 

@@ -41,19 +41,19 @@ def draft(found: Found, base: Base, sides: Sides) -> Draft:
     settings, wanted = config.reinforce or ReinforceConfig(), wanted_scorer(config)
     probe, estimate = _estimate(config, base, sides.prompts)
     rate = settings.lr or at(config.selfplay.lr, 0)
-    groups = f"{estimate['prompts']} groups of {settings.samples}"
-    steps = [first(config, estimate["sft_steps"])]
-    for t in range(settings.iterations):
-        twice = "θ_0" if t == 0 else f"θ_{t} and θ_0"
-        steps.append(
-            f"{t + 2}. iteration {t}: θ_{t} answers {estimate['prompts']} prompts {settings.samples}×; the scorer's "
-            f"rewards; log p of every token under {twice}; {settings.algorithm} on at most {groups}, "
-            f"{estimate['player_steps'][t]} steps of {settings.batch_size} groups, lr {rate:g}, KL to θ_0 × "
-            f"{settings.beta:g} → θ_{t + 1}"
-        )
+    steps = [
+        first(config, estimate["sft_steps"]),
+        f"2. iteration 0: θ_0 answers {estimate['prompts']} prompts {settings.samples}×; the scorer's rewards; log p "
+        f"of every token under θ_0; {settings.algorithm} on at most {estimate['prompts']} groups of {settings.samples}"
+        f", {estimate['player_steps'][0]} steps of {settings.batch_size} groups, lr {rate:g}, KL to θ_0 × "
+        f"{settings.beta:g} → θ_1",
+    ]
+    if last := settings.iterations - 1:
+        which = "iteration 1" if last == 1 else f"iterations 1 to {last}"
+        steps.append(f"3. {which}: the same with θ_t, every token scored under θ_t and under θ_0 → θ_{last + 1}")
     held = len(sides.prompts["eval"])
     steps.append(
-        f"{settings.iterations + 2}. the best of all players by the scorer's mean on {held} held-out prompts, held-out "
+        f"{len(steps) + 1}. the best of all players by the scorer's mean on {held} held-out prompts, held-out "
         "NLL beside it, and a report"
     )
     about = [

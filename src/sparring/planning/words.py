@@ -94,7 +94,7 @@ def counted(counts: dict[str, int], lengths: dict[str, dict[str, int]]) -> str:
     lines = ["counts    " + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items() if count)]
     for name, quantiles in lengths.items():
         shown = "  ".join(f"{key} {value}" for key, value in quantiles.items())
-        lines.append(f"{name + ' tokens':14s}  {shown}")
+        lines.append(f"{name + ' tokens':15s}  {shown}")
     return "\n".join(lines)
 
 
