@@ -69,6 +69,6 @@ def _took(run: Path, config: ReinforceConfig, iteration: int, unit: str) -> floa
         float(spent(before / name)[unit]) for name in ("played", "rewards", "scored", "player")
     )
     seats = 2 if iteration == 1 else 1  # θ_0's own answers were scored once, by itself
-    passes = float(read_marker(before / "player")["facts"]["passes"])
+    passes = float(read_marker(before / "player")["facts"].get("passes", config.epochs))
     prompts = float(read_marker(before / "played")["facts"]["answers"]) / config.samples
     return (played + rewards + seats * scored + config.epochs * player / passes) / prompts
