@@ -184,7 +184,8 @@ def players(run: Path) -> list[Row]:
     rows = [{"player": name, **{key: row.get(key) for key in keys}} for name, row in read.scores.items()]
     for row, scores in zip(rows, read.scores.values(), strict=True):
         row |= {"label": read.label(row["player"]), "best": row["player"] == best}
-        row |= {"difference": scores.get("reward_difference"), "exact": scores.get("exact")}
+        row |= {"difference": scores.get("reward_difference"), "nll_difference": scores.get("nll_difference")}
+        row["exact"] = scores.get("exact")
     return rows
 
 
@@ -285,7 +286,8 @@ def main() -> None:
     tuned = place.play("tuned", ["scorer=validity"])
     models = reward_models(place, untrained, tuned)
     judged = {name: judged_pairs(run) for name, run in models.items()}
-    judged["the same, by implicit reward"] = by_likelihood(judged["self-play pairs of the base"], tuned)
+    base = "self-play pairs of the base"
+    judged["the base's pairs, by implicit reward"] = by_likelihood(judged[base], tuned)
     opponents = (None, None, untrained, tuned, untrained)
     select = place.play("better", ["scorer=validity", "selfplay.keep_pairs=better"], like=tuned)
     learnt = place.play("learn", EMBEDDED[1:], like=tuned)
@@ -298,7 +300,7 @@ def main() -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomic(options.out / "numbers.json", json.dumps(made, indent=1, ensure_ascii=False) + "\n")
-    draw_all(made, select, learnt, options.out)
+    draw_all(made, options.out)
     show_models(made["models"])
     show_stop(made["stop"])
     show_players("Use 2: select", made["select"])
