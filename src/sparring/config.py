@@ -16,6 +16,7 @@ from sparring.config_evaluation import EvaluationConfig, PromptingConfig, check_
 from sparring.config_inputs import DataConfig, ModelConfig
 from sparring.config_reinforce import ReinforceConfig
 from sparring.config_reward import RewardConfig
+from sparring.config_sft import LATER_SFT, SFTConfig
 from sparring.methods import METHODS, Settings, method_of
 from sparring.methods.lora import LoRA
 from sparring.rewards.settings import ScorerConfig
@@ -62,16 +63,6 @@ def _name(tree: Any) -> str:
     given = tree.get("method") if isinstance(tree, dict) else None
     name = given.get("name", "lora") if isinstance(given, dict) else getattr(given, "name", given or "lora")
     return name if isinstance(name, str) else ""
-
-
-class SFTConfig(Section):
-    """Supervised fine-tuning, which makes theta_0."""
-
-    epochs: NonNegativeFloat = Field(1.0, description="0: theta_0 is the base itself")
-    lr: PositiveFloat = Field(2e-4, description="default for methods other than lora: the middle of the method's own")
-    batch_size: PositiveInt = Field(32, description="examples per optimiser step")
-    warmup: Share = 0.1
-    schedule: Literal["linear", "cosine", "constant"] = "cosine"
 
 
 class BudgetConfig(Section):
@@ -249,7 +240,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _scorer_is_there(self) -> Config:
-        check_scorer_uses(self.evaluation.select, self.selfplay, self.scorer is not None)
+        check_scorer_uses(self.evaluation.select, self.selfplay, self.scorer is not None, self.sft.stop)
         data, judged = self.data, self.evaluation
         tested = bool(data.test or data.test_split or data.test_size)
         check_best_of(judged.best_of, tested, bool(self.scorer or self.in_laboratory or judged.match))
@@ -301,8 +292,8 @@ class Config(Section):
         return own and data.render != "chat"
 
 
-# Keys of selfplay that came later: they count where they are used, so that older run folders can be gone on with.
-LATER = ("stop_score_drop", "keep_pairs")
+# Keys that came later: they count where they are used, so that older run folders can be gone on with.
+LATER = ("stop_score_drop", "keep_pairs")  # of selfplay; of sft: LATER_SFT
 
 # Keys that do not change a run's result but for rounding, or whose content is fingerprinted instead (paths).
 NEUTRAL = {
@@ -313,6 +304,7 @@ NEUTRAL = {
     "start": True,
     "model": {"base", "revision", "template", "quantise", "double_quant"},
     "data": {"train", "eval", "test", "ties"},
+    "sft": {*LATER_SFT},
     "selfplay": {"keep", *LATER},
     "evaluation": {"show": True, "best_of": True, "prompting": {"rules"}},  # best_of: counts in the test
     "compare": True,
@@ -330,6 +322,8 @@ def decisive(config: Config) -> dict[str, Any]:
     found = config.model_dump(mode="json", exclude=NEUTRAL)  # type: ignore[arg-type]
     given = {key: getattr(config.selfplay, key) for key in LATER}
     found["selfplay"] |= {key: value for key, value in given.items() if value not in (None, "all")}
+    if config.sft.stop != "none":
+        found["sft"] |= {key: getattr(config.sft, key) for key in LATER_SFT}
     return found
 
 

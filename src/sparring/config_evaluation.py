@@ -65,9 +65,10 @@ def check_best_of(best_of: int, tested: bool, scored: bool) -> None:
         )
 
 
-def check_scorer_uses(select: str, play: Any, given: bool) -> None:
-    """Raise ValueError for what asks a scorer where there is none. play: the section `selfplay`."""
+def check_scorer_uses(select: str, play: Any, given: bool, stop: str = "none") -> None:
+    """Raise ValueError for what asks a scorer where there is none. play: the section `selfplay`; stop: `sft.stop`."""
     keys = {
+        "sft.stop scorer": stop == "scorer",
         "evaluation.select scorer": select == "scorer",
         "selfplay.stop_score_drop": play.stop_score_drop is not None,
         "selfplay.keep_pairs better": play.keep_pairs == "better",

@@ -28,6 +28,13 @@ TITLES = {
     "reward": "learn which answers are preferred",
 }
 
+# Events that are said as they are.
+SAID = {
+    "warning": "  warning: {text}",
+    "stop": "  stopped early at step {step}: {reason}",
+    "rollback": "  {text}",
+}
+
 # What learning from rewards calls otherwise.
 REWARDED = {"played": "play: a group of answers to each prompt", "player": "learn: from the rewards"}
 
@@ -191,10 +198,8 @@ def _valued(event: Event) -> str:
 
 def _words(event: Event) -> str:
     kind = event["event"]
-    if kind == "warning":
-        return f"  warning: {event['text']}"
-    if kind == "stop":
-        return f"  stopped early at step {event['step']}: {event['reason']}"
+    if kind in SAID:
+        return SAID[kind].format(**event)
     if kind in ("reward", "preferred"):
         return _valued(event)
     if kind not in ("scores", "test"):

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from sparring.config import at
 from sparring.data.pairs import Group, Rows
-from sparring.errors import LawBroken
 from sparring.generation.play import answer_limit
 from sparring.learning import budget_of
-from sparring.models.adapters import fingerprint_tensors
-from sparring.models.base import Base
+from sparring.lesson import Sizes, begun, check_learnt, check_scored
 from sparring.models.flops import Flops
 from sparring.policy_task import PolicyTask, group_rows
 from sparring.rewarding import settings_of
@@ -27,15 +23,11 @@ def improve(session: Session, folder: Path, player: Phase, scored: Phase, data: 
     """theta_t+1: a copy of theta_t, for which answers with a positive advantage become likelier."""
     config, before = settings_of(session), session.player(player)
     model = session.ring.challenge(before, session.seed("adapter", iteration))
-    if scored.facts["seated"] != session.ring.seated:
-        raise LawBroken(
-            f"law 11: the groups were scored by {scored.facts['seated']}, but the player starts from "
-            f"{session.ring.seated}; remove {scored.folder} to score again"
-        )
-    begun = fingerprint_tensors(session.ring.trainable())
+    check_scored(session, scored, "groups")
+    start = begun(session)
     rows = Rows([scored.folder / "groups.arrow"], Group)
-    sizes = _sizes(session.ring.base, rows)
-    budget = budget_of(session, folder, group_rows(rows[int(np.argmax(sizes))]))
+    sizes = Sizes.of(session.ring.base, rows.lengths("prompt_ids"), rows.inner_lengths("answer_ids"))
+    budget = budget_of(session, folder, group_rows(rows[sizes.longest]))
     limit = answer_limit(session, data)
     task = PolicyTask(session.ring.base, rows, config, limit, budget.tokens, scored.facts["noise"])
     steps = plan_steps(len(rows), config.batch_size, config.epochs, session.seed("order", iteration))
@@ -45,29 +37,11 @@ def improve(session: Session, folder: Path, player: Phase, scored: Phase, data: 
         optimiser=session.config.optimiser, seed=session.seed("learn", iteration), track=list(session.config.track),
         watch=_watch(config.kl_limit), checkpointing=budget.checkpointing,
     )  # fmt: skip
-    if fingerprint_tensors(session.ring.trainable()) == begun:
-        raise LawBroken(
-            f"law 11: after iteration {iteration} the player is still the one before, bit for bit; it did not learn: "
-            "is reinforce.lr far too small?"
-        )
+    check_learnt(session, start, iteration, "the one before", "reinforce.lr")
     if session.crew.writes:
         session.ring.save(folder, before, session.run.folder, f"{iteration}/player")
-    done = max((event["step"] for event in session.run.events() if event["event"] == "step"), default=0)
-    items = [item for step in steps[:done] for item in step]
-    prompts, answers = rows.lengths("prompt_ids"), rows.inner_lengths("answer_ids")
-    lengths = [prompts[i] + n - 1 for i in items for n in answers[i]]
-    tokens = sum(sizes[item] for item in items)
-    spent = Flops.of(model).training(lengths, sum(sum(answers[i]) for i in items), tokens, budget.checkpointing)
-    return {"stopped": stopped, "steps": done, "tokens": tokens, "flops": spent, "trainable": session.ring.size}
-
-
-def _sizes(base: Base, rows: Rows[Group]) -> list[int]:
-    """Tokens that each group takes in the base's layout: its prompt once, or once per answer."""
-    found = []
-    for prompt, answers in zip(rows.lengths("prompt_ids"), rows.inner_lengths("answer_ids"), strict=True):
-        asked = (prompt + base.virtual) * (1 if base.layout.packed else len(answers))
-        found.append(asked + sum(answers) - len(answers))
-    return found
+    facts = sizes.facts(session, steps, stopped, Flops.of(model), budget.checkpointing)
+    return {key: value for key, value in facts.items() if key != "virtual"}  # as older run folders have it
 
 
 def _watch(limit: float | None) -> Callable[[int, dict[str, float]], str | None]:

@@ -28,6 +28,8 @@ from sparring.models.quantised import NAMES, check_quantised, described
 from sparring.run import Event, Run
 from sparring.session import Session
 from sparring.start import fingerprint_start, settled
+from sparring.stopping import stopped_by
+from sparring.verbs import verb_of
 
 
 def quiet_libraries() -> None:
@@ -104,6 +106,8 @@ def identify(config: Config) -> Found:
     }
     if config.evaluation.prompting.style == "rules":
         same["rules fingerprint"] = digest(read_rules(config.evaluation.prompting))
+    if config.sft.stop == "scorer" and verb_of(config) != "reward":  # which fine-tunes nothing
+        same["sft"] |= stopped_by(config, renderer, same["base fingerprint"])
     if config.start is not None:
         same["start fingerprint"] = fingerprint_start(config)
     words = quantised and described(quantised, config.model)

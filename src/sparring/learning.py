@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from sparring.allowance import Cost, epochs_within
 from sparring.config import learning_rate
 from sparring.data.collate import Row
-from sparring.data.pairs import Pair, Rows
-from sparring.errors import LawBroken
+from sparring.data.pairs import Pair, Prompt, Rows
+from sparring.evaluation.asking import real_rows
 from sparring.files import read_json, write_atomic
-from sparring.models.adapters import fingerprint_tensors
+from sparring.lesson import Sizes, begun, check_learnt, check_scored
 from sparring.models.adopt import adopt, other_base
 from sparring.models.base import Base, dtype_warning
 from sparring.models.flops import Flops
@@ -26,6 +24,7 @@ from sparring.models.scoring import computed_tokens
 from sparring.run import CHECKPOINTS, Event, Phase
 from sparring.schedule import plan_steps
 from sparring.session import Session
+from sparring.stopping import roll_back, stop_for
 from sparring.tasks import PairTask, SFTTask, pair_rows
 from sparring.trainer import fit
 from sparring.watching import watch_for
@@ -34,7 +33,10 @@ from sparring.watching import watch_for
 
 
 def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
-    """theta_0: a fresh adapter trained on the real answers. With sft.epochs 0, the base itself; with `start`, that."""
+    """theta_0: a fresh adapter trained on the real answers, as it was at the best check if `sft.stop` asks for any.
+
+    With sft.epochs 0, the base itself; with `start`, that.
+    """
     config, rows = session.config.sft, session.prompts(data, "train")
     hold = session.config.selfplay.hold
     start, base, optimiser = Player.untrained(session.ring.base, hold), session.ring.base, session.config.optimiser
@@ -49,25 +51,20 @@ def fine_tune(session: Session, folder: Path, data: Phase) -> Event:
             write_start(session, folder, "sft")
         return {"stopped": None, "steps": 0, "tokens": 0, "flops": 0, "trainable": 0}
     model = session.ring.challenge(start, session.seed("sft adapter"), session.config.method.sft_dropout)
-    prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
-    longest = rows[int(np.argmax(np.add(prompts, real)))]
-    budget = budget_of(session, folder, [(longest.prompt_ids, longest.real_ids)])
+    sizes, flops = _real_sizes(base, rows), Flops.of(model)
+    budget = budget_of(session, folder, real_rows([rows[sizes.longest]]))
     task = SFTTask(base, rows, budget.tokens)
     steps = plan_steps(len(rows), config.batch_size, config.epochs, session.seed("sft order"))
-    fit(
+    stopped = fit(
         session.run, folder, session.ring, task, steps,
         lr=config.lr, warmup=config.warmup, schedule=config.schedule, optimiser=optimiser,
-        seed=session.seed("sft"), track=list(session.config.track), watch=lambda step, means: None,
+        seed=session.seed("sft"), track=list(session.config.track), watch=stop_for(session, folder, data, len(steps)),
         checkpointing=budget.checkpointing,
     )  # fmt: skip
+    kept = roll_back(session, folder, config.stop)
     if session.crew.writes:
         session.ring.save(folder, start, session.run.folder, "sft")
-    items = [item for step in steps for item in step]
-    lengths = [prompts[i] + real[i] - 1 for i in items]
-    flops = Flops.of(model).training(lengths, sum(real[i] for i in items), checkpointing=budget.checkpointing)
-    tokens = sum(lengths) + base.virtual * len(lengths)
-    made = {"stopped": None, "steps": len(steps), "tokens": tokens, "flops": flops}
-    return {**made, "virtual": tokens - sum(lengths), "trainable": session.ring.size}
+    return {**sizes.facts(session, steps, stopped, flops, budget.checkpointing), **kept}
 
 
 def write_start(session: Session, folder: Path, name: str) -> None:
@@ -102,15 +99,13 @@ def learn(
     """
     config, player = session.config, session.player(opponent)
     model = session.ring.challenge(player, session.seed("adapter", iteration))
-    _check_scored(session, pairs)
-    start = fingerprint_tensors(session.ring.trainable())
+    check_scored(session, pairs, "pairs")
+    start = begun(session)
     rows = Rows([pairs.folder / "pairs.arrow"], Pair)
-    sizes = _sizes(session.ring.base, rows)
-    budget = budget_of(session, folder, pair_rows(rows[int(np.argmax(sizes))]))
+    sizes, flops = _pair_sizes(session.ring.base, rows), Flops.of(model)
+    budget = budget_of(session, folder, pair_rows(rows[sizes.longest]))
     task = PairTask(session.ring.base, rows, config.selfplay, iteration, budget.tokens, *_known(pairs))
-    flops, (lengths, scored) = Flops.of(model), _trained_lengths(rows, range(len(rows)))
-    whole = flops.training(lengths, scored, sum(sizes), budget.checkpointing)
-    once = Cost(len(rows) / config.selfplay.batch_size, sum(sizes), whole)
+    once = _epoch(sizes, config.selfplay.batch_size, flops, budget)
     epochs = epochs_within(session, folder, iteration, once)
     steps = plan_steps(len(rows), config.selfplay.batch_size, epochs, session.seed("order", iteration))
     stopped = fit(
@@ -120,25 +115,10 @@ def learn(
         track=list(config.track), watch=watch_for(session, folder, data, scores, valued, len(steps)),
         checkpointing=budget.checkpointing,
     )  # fmt: skip
-    if fingerprint_tensors(session.ring.trainable()) == start:
-        raise LawBroken(
-            f"law 11: after iteration {iteration} the player is still its opponent, bit for bit; "
-            "it did not learn: is its learning rate far too small?"
-        )
+    check_learnt(session, start, iteration, "its opponent", "its learning rate")
     if session.crew.writes:
         session.ring.save(folder, player, session.run.folder, f"{iteration}/player")
-    done = max((event["step"] for event in session.run.events() if event["event"] == "step"), default=0)
-    items = [item for step in steps[:done] for item in step]
-    lengths, scored = _trained_lengths(rows, items)
-    tokens = sum(sizes[item] for item in items)
-    return {
-        "stopped": stopped,
-        "steps": done,
-        "tokens": tokens,
-        "flops": flops.training(lengths, scored, tokens, budget.checkpointing),
-        "virtual": _virtual(session.ring.base, rows, items),
-        "trainable": session.ring.size,
-    }
+    return sizes.facts(session, steps, stopped, flops, budget.checkpointing)
 
 
 def go_on(
@@ -149,13 +129,10 @@ def go_on(
     config, rows = session.config.selfplay, session.prompts(data, "train")
     player = session.player(opponent)
     model = session.ring.challenge(player, session.seed("adapter", iteration))
-    prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
-    lengths = [a + b - 1 for a, b in zip(prompts, real, strict=True)]
-    longest = rows[int(np.argmax(lengths))]
-    budget = budget_of(session, folder, [(longest.prompt_ids, longest.real_ids)])
-    task, flops = SFTTask(session.ring.base, rows, budget.tokens), Flops.of(model)
-    whole = flops.training(lengths, sum(real), checkpointing=budget.checkpointing)
-    once = Cost(len(rows) / config.batch_size, sum(lengths) + flops.virtual * len(lengths), whole)
+    sizes, flops = _real_sizes(session.ring.base, rows), Flops.of(model)
+    budget = budget_of(session, folder, real_rows([rows[sizes.longest]]))
+    task = SFTTask(session.ring.base, rows, budget.tokens)
+    once = _epoch(sizes, config.batch_size, flops, budget)
     epochs = epochs_within(session, folder, iteration, once)
     steps = plan_steps(len(rows), config.batch_size, epochs, session.seed("order", iteration))
     stopped = fit(
@@ -166,12 +143,7 @@ def go_on(
     )  # fmt: skip
     if session.crew.writes:
         session.ring.save(folder, player, session.run.folder, f"{iteration}/player")
-    done = max((event["step"] for event in session.run.events() if event["event"] == "step"), default=0)
-    items = [item for step in steps[:done] for item in step]
-    spent = flops.training([lengths[i] for i in items], sum(real[i] for i in items), checkpointing=budget.checkpointing)
-    tokens = sum(lengths[i] + flops.virtual for i in items)
-    made = {"stopped": stopped, "steps": done, "tokens": tokens, "flops": spent}
-    return {**made, "virtual": flops.virtual * len(items), "trainable": session.ring.size}
+    return sizes.facts(session, steps, stopped, flops, budget.checkpointing)
 
 
 def _known(pairs: Phase) -> tuple[float, float]:
@@ -179,38 +151,21 @@ def _known(pairs: Phase) -> tuple[float, float]:
     return pairs.facts["noise"], pairs.facts.get("flipped", 0.0)
 
 
-def _check_scored(session: Session, pairs: Phase) -> None:
-    """Law 11: the weights that scored the pairs are those that the player starts from."""
-    if pairs.facts["seated"] != session.ring.seated:
-        raise LawBroken(
-            f"law 11: the pairs were scored by {pairs.facts['seated']}, but the player starts from "
-            f"{session.ring.seated}; remove {pairs.folder} to score again"
-        )
+def _real_sizes(base: Base, rows: Rows[Prompt]) -> Sizes:
+    """What each real answer takes."""
+    return Sizes.of(base, rows.lengths("prompt_ids"), [[length] for length in rows.lengths("real_ids")])
 
 
-def _sizes(base: Base, rows: Rows[Pair]) -> list[int]:
-    """Tokens that each pair takes in the base's layout: its prompt once, or once per answer."""
-    prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
-    found = []
-    for prompt, answer, others in zip(prompts, real, rows.inner_lengths("synthetic_ids"), strict=True):
-        asked = prompt + base.virtual
-        once = asked if base.layout.packed else asked * (1 + len(others))
-        found.append(once + answer - 1 + sum(others) - len(others))
-    return found
+def _pair_sizes(base: Base, rows: Rows[Pair]) -> Sizes:
+    """What each pair takes."""
+    both = zip(rows.lengths("real_ids"), rows.inner_lengths("synthetic_ids"), strict=True)
+    return Sizes.of(base, rows.lengths("prompt_ids"), [[real, *others] for real, others in both])
 
 
-def _virtual(base: Base, rows: Rows[Pair], items: Sequence[int]) -> int:
-    """Virtual tokens among those that were computed: once for each prompt, or for each answer."""
-    others = rows.inner_lengths("synthetic_ids") if base.virtual else []
-    return sum(base.virtual * (1 if base.layout.packed else 1 + len(others[item])) for item in items if base.virtual)
-
-
-def _trained_lengths(rows: Rows[Pair], items: Sequence[int]) -> tuple[list[int], int]:
-    """(length of every row that was trained on, answer tokens in them)."""
-    prompts, real = rows.lengths("prompt_ids"), rows.lengths("real_ids")
-    synthetic = rows.inner_lengths("synthetic_ids")
-    lengths = [prompts[i] + n - 1 for i in items for n in (real[i], *synthetic[i])]
-    return lengths, sum(real[i] + sum(synthetic[i]) for i in items)
+def _epoch(sizes: Sizes, per_step: int, flops: Flops, budget: Budget) -> Cost:
+    """What all items take once."""
+    took = sizes.took(flops, range(len(sizes.tokens)), budget.checkpointing)
+    return Cost(len(sizes.tokens) / per_step, took["tokens"], took["flops"])
 
 
 def budget_of(session: Session, folder: Path, longest: list[Row]) -> Budget:

@@ -10,15 +10,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from sparring.config_reward import RewardConfig
-from sparring.data.pairs import Preference, Rows
 from sparring.evaluation.rewarded import judge_reward
 from sparring.learning import budget_of, write_start
+from sparring.lesson import Sizes
 from sparring.models.base import dtype_warning
 from sparring.models.flops import Flops
 from sparring.models.players import Player
@@ -58,14 +55,15 @@ def learn_reward(session: Session, folder: Path, data: Phase, start: Phase | Non
     rows = preferences(data, "train")
     before = session.player(start) if start else Player.untrained(base, session.config.selfplay.hold)
     model = session.ring.challenge(before, session.seed("reward adapter"))
-    sizes = _sizes(rows)
-    budget = budget_of(session, folder, compared_rows(rows[int(np.argmax(sizes))]))
+    both = zip(rows.lengths("chosen_ids"), rows.lengths("rejected_ids"), strict=True)
+    sizes = Sizes.of(base, rows.lengths("prompt_ids"), [[*pair] for pair in both], whole=True)
+    budget = budget_of(session, folder, compared_rows(rows[sizes.longest]))
     head = fresh(base)
     put_on(base, head)
     try:
         task = RewardTask(base, head, rows, config, budget.tokens)
         steps = plan_steps(len(rows), config.batch_size, config.epochs, session.seed("reward order"))
-        fit(
+        stopped = fit(
             session.run, folder, session.ring, task, steps,
             lr=config.lr or session.config.sft.lr, warmup=config.warmup, schedule=config.schedule,
             optimiser=optimiser, seed=session.seed("reward"), track=list(session.config.track),
@@ -77,23 +75,5 @@ def learn_reward(session: Session, folder: Path, data: Phase, start: Phase | Non
     if session.crew.writes:
         player = session.ring.save(folder, before, session.run.folder, "reward")
         save_reward(folder, session.renderer, player, head)
-    items = [item for step in steps for item in step]
-    answers = _lengths(rows, items)
-    asked = len(items) if base.layout.packed else 2 * len(items)  # prompts that were computed
-    plain = sum(sizes[item] for item in items) if base.layout.packed else sum(answers)
-    tokens = plain + base.virtual * asked
-    flops = Flops.of(model).training(answers, 0, tokens, budget.checkpointing)
-    made = {"stopped": None, "steps": len(steps), "tokens": tokens, "flops": flops}
-    return {**made, "virtual": tokens - plain, "trainable": trainable}
-
-
-def _sizes(rows: Rows[Preference]) -> list[int]:
-    parts = (rows.lengths(name) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
-    return [int(size) for size in np.sum(list(parts), axis=0)]
-
-
-def _lengths(rows: Rows[Preference], items: Sequence[int]) -> list[int]:
-    """The length of every row that was trained on: prompt and answer."""
-    prompts = rows.lengths("prompt_ids")
-    sides = [rows.lengths(name) for name in ("chosen_ids", "rejected_ids")]
-    return [prompts[item] + side[item] for item in items for side in sides]
+    facts = sizes.facts(session, steps, stopped, Flops.of(model), budget.checkpointing)
+    return {**facts, "trainable": trainable}

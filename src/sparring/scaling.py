@@ -9,7 +9,8 @@ where it is. (PyTorch's GradScaler skips such a step.) fp32 and bf16 reach as fa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,3 +76,11 @@ def put_back(states: list[Tensor], device: torch.device) -> None:
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """What draws random numbers in here takes none from the training around it."""
+    states = drawn_again(device)
+    yield
+    put_back(states, device)

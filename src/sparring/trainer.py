@@ -21,7 +21,6 @@ from typing import Any, Protocol
 
 import torch
 import transformers
-from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -33,14 +32,17 @@ from sparring.callbacks import Guard, Minutely, diverged, last_checkpoint
 from sparring.config import OptimiserConfig
 from sparring.crew import alone
 from sparring.errors import TrainingDiverged
-from sparring.files import digest, remove, written
+from sparring.files import digest, remove
 from sparring.models.loraplus import parameter_groups
 from sparring.models.players import Ring
+from sparring.models.trained import read_trained, write_trained
 from sparring.run import CHECKPOINTS, Run
 from sparring.scaling import Scale, drawn_again, put_back
 from sparring.schedule import rate_factor
 from sparring.tasks import Sums
 
+TRAINED = "trained.safetensors"  # in a checkpoint
+Watch = Callable[[int, dict[str, float]], str | None]  # (step, its metrics) → a reason to end early
 Summed = dict[str, list[float]]  # metric: [sum, weight]
 
 
@@ -77,7 +79,7 @@ def fit(
     optimiser: OptimiserConfig,
     seed: int,
     track: list[str],
-    watch: Callable[[int, dict[str, float]], str | None],
+    watch: Watch,
     checkpointing: bool = False,
 ) -> str | None:
     """Train the challenger in the ring on `steps`, resuming from a checkpoint in `folder` if there is one.
@@ -107,7 +109,7 @@ def fit(
             ring.base.model.gradient_checkpointing_disable()
         stopped = trainer.reason
     elif checkpoint:
-        _load(ring, checkpoint)
+        read_trained(checkpoint / TRAINED, ring)
     return stopped
 
 
@@ -120,7 +122,7 @@ class Trainer(transformers.Trainer):
         ring: Ring,
         task: Task,
         steps: list[list[int]],
-        watch: Callable[[int, dict[str, float]], str | None],
+        watch: Watch,
         rate: Callable[[int], float],
         arguments: TrainingArguments,
     ) -> None:
@@ -278,25 +280,15 @@ class Trainer(transformers.Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: p.detach().cpu().contiguous() for name, p in self.ring.trainable().items()}
-        with written(folder / "trained.safetensors") as file:
-            file.write(save(tensors))
+        write_trained(folder / TRAINED, self.ring)
         if self.scale is not None:
             self.scale.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        _load(self.ring, Path(resume_from_checkpoint))
+        read_trained(Path(resume_from_checkpoint) / TRAINED, self.ring)
         if self.scale is not None:
             self.scale.load(Path(resume_from_checkpoint))
 
 
 def _only(batch: list[list[int]]) -> list[int]:
     return batch[0]
-
-
-def _load(ring: Ring, checkpoint: Path) -> None:
-    """Put a checkpoint's weights into the challenger."""
-    saved = load_file(checkpoint / "trained.safetensors")
-    with torch.no_grad():
-        for name, parameter in ring.trainable().items():
-            parameter.copy_(saved[name])

@@ -19,10 +19,9 @@ from sparring.rewarding import wanted_scorer
 from sparring.rewards.build import build_beside
 from sparring.rewards.scorer import Scorer
 from sparring.run import Event, Phase
-from sparring.scaling import drawn_again, put_back
+from sparring.scaling import undisturbed
 from sparring.session import Session
-
-Watch = Callable[[int, dict[str, float]], str | None]
+from sparring.trainer import Watch
 
 
 def watch_for(session: Session, folder: Path, data: Phase, scores: Phase, valued: Phase | None, steps: int) -> Watch:
@@ -77,12 +76,10 @@ def _look(session: Session, data: Phase, valued: Phase) -> Callable[[], Event]:
         return sheet_of(session, data, "eval")
 
     def look() -> Event:
-        device = session.ring.base.device
-        states = drawn_again(device)  # what is learnt is the same as if nobody looked
-        sheet = asked()
-        said = ask_seated(session, sheet, answer_limit(session, data), STREAM)
-        means = mean_rewards(beside(), sheet.plain, [[one.last.ids for one in row] for row in said])
-        put_back(states, device)
+        with undisturbed(session.ring.base.device):  # what is learnt is the same as if nobody looked
+            sheet = asked()
+            said = ask_seated(session, sheet, answer_limit(session, data), STREAM)
+            means = mean_rewards(beside(), sheet.plain, [[one.last.ids for one in row] for row in said])
         gap = paired_gap(means, rewards_of(valued))
         if gap is None:
             session.run.warn(

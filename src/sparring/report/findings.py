@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparring.methods import METHODS
+from sparring.report.plot_tuning import tuning_words
 from sparring.report.preferred import preference_verdict, preference_warnings
 from sparring.report.records import Row, Run, difference, exact, number, pretty, read_run, text
 from sparring.report.rewarded import reward_verdict, scorer_and_nll
@@ -47,7 +48,7 @@ def verdict_of(run: Run) -> str:
 
 def headline_notes(run: Run) -> list[str]:
     """What the verdict does not cover, said under it."""
-    notes = []
+    notes = tuning_words(run)
     if run.best is not None:
         if why := text(run.best.get("why")).strip():
             notes.append(pretty(why))

@@ -12,6 +12,7 @@ from typing import Any
 from sparring.report.best_of import best_of_plot
 from sparring.report.plot_players import answers_plot, exact_plot, seconds_plot
 from sparring.report.plot_steps import logprob_plot, loss_plot
+from sparring.report.plot_tuning import tuning_plot
 from sparring.report.records import Run, number
 from sparring.report.rewarded import policy_plot, reward_plot
 from sparring.report.svg import INK, MUTED, PAPER, REAL, Plot, brief, drawing, figure, to_svg
@@ -80,6 +81,9 @@ def _learning(run: Run, axis: Any, x: float, phase: str, ends: tuple[float | Non
     checks = run.checks.get(phase, [])
     steps = run.steps.get(phase, [])
     planned = number(steps[-1], "steps") if steps else None
+    kept = number(checks[-1], "kept") if checks else None  # what came after it was rolled back
+    if kept is not None:
+        checks, planned = [row for row in checks if (number(row, "step") or 0.0) <= kept], kept
     length = max([planned or 0.0, 1.0, *(number(row, "step") or 0.0 for row in checks)])
     inner = [
         (x + (number(row, "step") or 0.0) / length, value)
@@ -128,6 +132,7 @@ def _play_panel(run: Run, axis: Any, played: Sequence[str]) -> None:
 PLOTS: tuple[Callable[[Run], Plot | None], ...] = (
     reward_plot,
     policy_plot,
+    tuning_plot,
     nll_plot,
     logprob_plot,
     loss_plot,

@@ -284,7 +284,7 @@ def _total(rows: Iterable[Row], key: str) -> float | None:
 
 
 def _notes(row: Row) -> str:
-    known = {"event", "phase", "seconds", "tokens", "flops", "stopped", "plain_nll"}
+    known = {"event", "phase", "seconds", "tokens", "flops", "stopped", "rolled_back", "kept", "plain_nll"}
     notes = [
         f"{text(key)} {value:.6g}" if isinstance(value, float) else f"{text(key)} {text(value)}"
         for key, value in row.items()
@@ -292,4 +292,6 @@ def _notes(row: Row) -> str:
     ]
     if row.get("stopped"):
         notes.append(f"stopped: {text(row['stopped'])}")
+    if row.get("rolled_back"):
+        notes.append(text(row["rolled_back"]))
     return " · ".join(notes)
