@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rewards_pictures import draw_all
+from benchmarks.rewards_tables import show_curves, show_models, show_players, show_stop
 from sparring.cli_reinforce import EMBEDDED
 from sparring.configfile import read_config
 from sparring.data.messages import Conversation, Message
@@ -31,7 +33,6 @@ from sparring.laboratory import default_config, planted, reward_config, world
 from sparring.models.base import find_base, load_base, load_renderer
 from sparring.models.players import Ring
 from sparring.report.records import Run, read_run
-from sparring.report.tables import fixed, interval
 from sparring.rewards.build import make_scorer
 from sparring.rewards.scorer import Answered
 from sparring.rewards.settings import ImplicitScore
@@ -40,6 +41,7 @@ Row = dict[str, Any]
 SIDES = ("chosen", "rejected")
 TEST = 200  # prompts
 MOST = 64  # answers to choose from
+FORM = re.compile(r"([0-9])\+([0-9])=[0-9];[0-9]\+([0-9])=[0-9]")
 BOLD = ["selfplay.lr=4.0e-3", "selfplay.stop_nll_rise=null", "selfplay.stop_real_drop=null", "selfplay.iterations=1",
         "selfplay.checks_per_iteration=9", "selfplay.epochs=3"]  # fmt: skip
 
@@ -184,12 +186,27 @@ def players(run: Path) -> list[Row]:
     rows = [{"player": name, **{key: row.get(key) for key in keys}} for name, row in read.scores.items()]
     for row, scores in zip(rows, read.scores.values(), strict=True):
         row |= {"label": read.label(row["player"]), "best": row["player"] == best}
-        row |= {"difference": scores.get("reward_difference"), "exact": scores.get("exact")}
+        row |= {"difference": scores.get("reward_difference"), "nll_difference": scores.get("nll_difference")}
+        row["exact"] = scores.get("exact")
     return rows
 
 
-def ranking(place: Place, like: Path, unseen: Path, played: Path) -> dict[str, list[Row]]:
-    """The best of n of θ_0's test answers, by what chooses: a curve each."""
+def strays(run: Path) -> list[float]:
+    """Shares of answers that do not even add the prompt's own digits in the right form: of all, of the chosen ones."""
+    prompts = [row["prompt"] for row in read_lines(run / "test" / "best.jsonl")]
+    lost = []
+    for prompt, row in zip(prompts, read_lines(run / "test" / "best-candidates.jsonl"), strict=True):
+        found = [FORM.fullmatch(answer) for answer in row["answers"]]
+        digits = sorted(prompt[:6:2])
+        each = [one is None or sorted(one.groups()) != digits for one in found]
+        lost.append((sum(each) / len(each), float(each[row["chosen"]])))
+    return [sum(column) / len(lost) for column in zip(*lost, strict=True)]
+
+
+def ranking(
+    place: Place, like: Path, unseen: Path, played: Path
+) -> tuple[dict[str, list[Row]], dict[str, list[float]]]:
+    """The best of n of θ_0's test answers, by what chooses: a curve each; and how many strays it chose."""
     choosers = {
         "validity itself": "validity",
         "reward model, planted": f"{{name: model, path: '{unseen}'}}",
@@ -197,79 +214,18 @@ def ranking(place: Place, like: Path, unseen: Path, played: Path) -> dict[str, l
         "implicit, θ_0 against base": f"{{name: implicit, run: '{like}', player: sft, reference: base}}",
         "implicit, θ_3 against θ_0": f"{{name: implicit, run: '{like}', player: '2', reference: sft}}",
     }
-    found = {}
+    found, lost = {}, {}
     for index, (name, scorer) in enumerate(choosers.items()):
         changes = ["selfplay.iterations=0", f"evaluation.best_of={MOST}", f"scorer={scorer}"]
         run = place.play(f"best-of-{index}", changes, like=like)
-        found[name] = read_run(run).best_of["best"]
+        found[name], lost[name] = read_run(run).best_of["best"], strays(run)
     for row in found["validity itself"]:
         row |= {f"valid{end}": row[f"reward{end}"] for end in ("", "_low", "_high", "_gain", "_gain_low", "_gain_high")}
-    return found
+    return found, lost
 
 
 def events_of(run: Path, kind: str, player: str) -> Row:
     return next(e for e in read_lines(run / "metrics.jsonl") if e["event"] == kind and e["player"] == player)
-
-
-# ---------------------------------------------------------------- tables
-
-
-def between(row: Row, digits: int = 3, sign: bool = False, name: str = "mean") -> str:
-    """A mean with its interval."""
-    low, high = (row.get(end if name == "mean" else f"{name}_{end}") for end in ("low", "high"))
-    return f"{fixed(row[name], digits, sign)} {interval(low, high, digits, sign)}".rstrip()
-
-
-def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    print(f"\n### {title}\n")
-    for cells in (header, ["---"] * len(header), *rows):
-        print("| " + " | ".join(cells) + " |")
-
-
-def show_models(rows: Sequence[Row]) -> None:
-    heads = [
-        "reward model from",
-        "held-out accuracy",
-        "by validity alone",
-        "by p_data",
-        "at most",
-        "valid over invalid",
-    ]
-    lines = []
-    for row in rows:
-        allowed = row["allowed"]
-        known = [between(allowed[name]) if name in allowed else "–" for name in ("validity", "p_data", "ratio")]
-        lines.append([f"{row['name']} ({row['pairs']} pairs)", between(row["labels"]), *known, between(row["order"])])
-    show("Reward models", heads, lines)
-
-
-def show_stop(found: Row) -> None:
-    lines = []
-    for check in found["looked"]["checks"]:
-        stop = (found["stopped"]["stop"] or {}).get("step")
-        mark = " (stopped)" if check["step"] == stop else ""
-        gap = between(check["reward_difference"], sign=True)
-        lines.append([f"{check['step']}{mark}", fixed(check["reward"], 3), gap, fixed(check["heldout_nll"])])
-    show("Use 1: stop", ["step", "scorer's mean", "less its start's", "held-out NLL"], lines)
-
-
-def show_players(title: str, rows: Sequence[Row]) -> None:
-    lines = []
-    for row in rows:
-        gap = between(row["difference"], sign=True) if row["difference"] else "–"
-        star = " ★" if row["best"] else ""
-        numbers = [between(row, name="reward"), gap, between(row, 4, name="nll"), fixed(row["kl_start"], 3)]
-        lines.append([row["label"] + star, *numbers, fixed(row["exact"]["valid_mass"], 3)])
-    show(title, ["player", "scorer's mean", "less θ_0's", "held-out NLL", "KL to θ_0", "valid mass, exact"], lines)
-
-
-def show_curves(found: dict[str, list[Row]]) -> None:
-    some = [row["n"] for row in next(iter(found.values()))]
-    lines = []
-    for name, curve in found.items():
-        lines.append([name, *(fixed(row["valid"], 3) for row in curve), between(curve[-1], 3, True, "valid_gain")])
-    heads = [f"n = {n}, KL ≤ {fixed(row['kl'], 2)}" for n, row in zip(some, next(iter(found.values())), strict=True)]
-    show("Use 3: valid answers among the best of n", ["chosen by", *heads, f"n = {MOST} less n = 1"], lines)
 
 
 def main() -> None:
@@ -285,24 +241,27 @@ def main() -> None:
     tuned = place.play("tuned", ["scorer=validity"])
     models = reward_models(place, untrained, tuned)
     judged = {name: judged_pairs(run) for name, run in models.items()}
-    judged["the same, by implicit reward"] = by_likelihood(judged["self-play pairs of the base"], tuned)
+    base = "self-play pairs of the base"
+    judged["the base's pairs, by implicit reward"] = by_likelihood(judged[base], tuned)
     opponents = (None, None, untrained, tuned, untrained)
     select = place.play("better", ["scorer=validity", "selfplay.keep_pairs=better"], like=tuned)
     learnt = place.play("learn", EMBEDDED[1:], like=tuned)
+    curves, lost = ranking(place, tuned, list(models.values())[1], list(models.values())[2])
     made: Row = {
         "models": [model_row(*item, run) for item, run in zip(judged.items(), opponents, strict=True)],
         "stop": stopping(place, tuned),
         "select": players(select),
-        "rank": ranking(place, tuned, list(models.values())[1], list(models.values())[2]),
+        "rank": curves,
+        "strays": lost,
         "learn": players(learnt),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomic(options.out / "numbers.json", json.dumps(made, indent=1, ensure_ascii=False) + "\n")
-    draw_all(made, select, learnt, options.out)
+    draw_all(made, options.out)
     show_models(made["models"])
     show_stop(made["stop"])
     show_players("Use 2: select", made["select"])
-    show_curves(made["rank"])
+    show_curves(curves, lost)
     show_players("Use 4: learn", made["learn"])
     print(f"\n{time.process_time() - begun:.0f} CPU seconds")
 

@@ -10,8 +10,6 @@ from typing import Any
 from benchmarks.study_table import standalone
 from sparring.files import write_atomic
 from sparring.report.best_of import ticked
-from sparring.report.records import read_run
-from sparring.report.rewarded import reward_plot
 from sparring.report.svg import (
     GREEN,
     INK,
@@ -31,19 +29,18 @@ Row = dict[str, Any]
 COLOURS = (GREEN, REAL, PURPLE, INK, SYNTHETIC)
 
 
-def draw_all(made: Mapping[str, Any], select: Path, learn: Path, out: Path) -> None:
-    """models.svg, stop.svg, select.svg, rank.svg, learn.svg. select, learn: the runs of the second and fourth use."""
+def draw_all(made: Mapping[str, Any], out: Path) -> None:
+    """models.svg, stop.svg, select.svg, rank.svg, learn.svg."""
     with drawing():
         plots = {
             "models": models_plot(made["models"]),
             "stop": stop_plot(made["stop"]),
-            "select": reward_plot(read_run(select)),
+            "select": players_plot(made["select"], "select", "Use 2: select"),
             "rank": rank_plot(made["rank"]),
-            "learn": reward_plot(read_run(learn)),
+            "learn": players_plot(made["learn"], "learn", "Use 4: learn"),
         }
     for name, plot in plots.items():
-        if plot is not None:
-            write_atomic(out / f"{name}.svg", standalone(plot.svg))
+        write_atomic(out / f"{name}.svg", standalone(plot.svg))
 
 
 def models_plot(rows: Sequence[Row]) -> Plot:
@@ -56,10 +53,12 @@ def models_plot(rows: Sequence[Row]) -> Plot:
         axis.plot([found["mean"]], [place], "o", color=REAL)
         axis.plot([most], [place], "D", color=MUTED, markerfacecolor=PAPER)
         axis.plot([row["order"]["mean"]], [place + 0.22], "o", color=GREEN, markersize=4)
-    axis.set_yticks(range(len(rows)), [row["name"].replace(", ", ",\n").replace(" of ", "\nof ") for row in rows])
+    axis.set_yticks(
+        range(len(rows)), [row["name"].replace("_0", "₀").replace(", ", ",\n").replace(" of ", "\nof ") for row in rows]
+    )
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(axis="x")
-    axis.set_xlim(0.45, 1.02)
+    axis.set_xlim(0.35, 1.02)
     axis.set_xlabel("share of held-out pairs; dotted: chance")
     title = "Reward models: accuracy (blue), possible (hollow), valid over invalid (green)"
     axis.set_title("accuracy: blue; possible: hollow; of valid over invalid: green", loc="right", fontsize=9.5)
@@ -90,6 +89,30 @@ def stop_plot(found: Mapping[str, Row]) -> Plot:
     return Plot("stop", title, to_svg(made, "stop", title, said), "")
 
 
+def players_plot(rows: Sequence[Row], name: str, title: str) -> Plot:
+    """Scorer's mean and NLL of every player less θ_0's, prompt by prompt, and KL to θ_0; without the base."""
+    made, axes = figure(3, 5.0, sharex=True)
+    later = [row for row in rows if row["player"] != "base"]
+    places = range(len(later))
+    for axis, key, colour in ((axes[0], "difference", GREEN), (axes[1], "nll_difference", REAL)):
+        gaps = [row[key] or {"mean": 0.0, "low": 0.0, "high": 0.0} for row in later]
+        means = [gap["mean"] for gap in gaps]
+        best = means.index(max(means) if key == "difference" else min(means))
+        axis.axhline(0, color=MUTED, linewidth=1.1, linestyle=":")
+        axis.plot(places, means, "o-", color=colour)
+        axis.vlines(places, [gap["low"] for gap in gaps], [gap["high"] for gap in gaps], color=colour, linewidth=1.2)
+        axis.plot([best], [means[best]], "o", color=colour, markersize=11, markerfacecolor="none")
+    axes[2].plot(places, [row["kl_start"] for row in later], "o-", color=INK)
+    for axis in axes:
+        axis.margins(y=0.16)
+    axes[0].set_title("scorer's held-out mean less θ₀'s; ringed: the highest")
+    axes[1].set_title("held-out NLL less θ₀'s, nats per token; ringed: the lowest")
+    axes[2].set_title("KL to θ₀, nats per answer")
+    axes[2].set_xticks(places, [row["label"].removesuffix(" (SFT)") for row in later])
+    said = "; ".join(f"{row['label']} {row['reward']:.3f}, NLL {row['nll']:.4f}" for row in later)
+    return Plot(name, title, to_svg(made, name, title, said), "")
+
+
 def rank_plot(found: Mapping[str, Sequence[Row]]) -> Plot:
     """Valid answers against n, by what chooses, and how far each chooser's own mean has risen."""
     made, (valid, own) = figure(2, 5.4, sharex=True, height_ratios=(2.2, 1))
@@ -107,13 +130,16 @@ def rank_plot(found: Mapping[str, Sequence[Row]]) -> Plot:
         valid.plot(x, [row["valid"] for row in curve], "o-", color=colour, markersize=4)
         first, whole = curve[0]["reward"], curve[-1]["reward_gain"]
         own.plot(x, [(row["reward"] - first) / whole for row in curve], "-", color=colour, linewidth=1.4)
-        ends["valid"].append((curve[-1]["valid"], name.replace(", ", ",\n"), colour))
+        ends["valid"].append(
+            (curve[-1]["valid"], name.replace(", ", ",\n").replace("_0", "₀").replace("_3", "₃"), colour)
+        )
     valid.margins(x=0.03)
     end_labels(valid, ends["valid"], gap=0.15)
     valid.set_title("valid answers, share of the chosen ones")
-    own.set_title("the chooser's own mean, from one answer (0) to the best of most (1)")
+    own.set_title("the chooser's own mean, rescaled to 0 … 1")
     own.set_ylim(-0.05, 1.08)
     ticked(own, list(next(iter(found.values()))))
+    own.set_xlabel("n; below: KL from θ₀ at most, nats")
     title = "Use 3: rank"
     said = "; ".join(f"{name} {curve[0]['valid']:.3f} to {curve[-1]['valid']:.3f}" for name, curve in found.items())
     return Plot("rank", title, to_svg(made, "rank", title, said), "")
