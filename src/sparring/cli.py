@@ -65,13 +65,10 @@ def run(
 ) -> None:
     """Fine-tune, then self-play: the whole job. The same command goes on after a kill."""
     settings = _config(config, overrides)
+    _studied(settings)
     if dry_run:
         show_plan(settings, as_json)
         return
-    if settings.compare is not None:
-        from sparring.study import Study
-
-        Study(settings)  # what is wrong with the comparison is said before the run
     carry_out(settings, as_json)
     if settings.compare is not None and not as_json and not follows():
         print()
@@ -99,7 +96,7 @@ def compare(
 @app.command()
 def check(config: ConfigArgument = None, overrides: Overrides = None, as_json: JsonOption = False) -> None:
     """Show the plan of what the config is for, one example with its mask, counts and an estimate; train nothing."""
-    show_plan(given_config(config, overrides), as_json)
+    show_plan(_studied(given_config(config, overrides)), as_json)
 
 
 @app.command()
@@ -150,6 +147,20 @@ def _config(config: str | None, overrides: list[str] | None) -> Config:
     from sparring.verbs import for_verb
 
     return for_verb(given_config(config, overrides), "run")
+
+
+def _studied(settings: Config) -> Config:
+    """The config of the run that comes before a comparison, if there is one, whose arms have the other verbs' sections.
+
+    What is wrong with the comparison is said before the run.
+    """
+    if settings.compare is None:
+        return settings
+    from sparring.study import Study
+    from sparring.verbs import SECTIONS
+
+    Study(settings)
+    return settings.model_copy(update=dict.fromkeys(SECTIONS))
 
 
 def _compare(settings: Config) -> None:

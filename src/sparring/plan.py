@@ -22,7 +22,6 @@ from sparring.planning.words import FEW, Draft, costs, counted, head, indent
 from sparring.rewarding import wanted_scorer
 from sparring.rewards.build import check_scorer
 from sparring.saving import saving_lines
-from sparring.study import Study
 from sparring.verbs import verb_of
 
 DRAFTS: dict[str, Callable[[Found, Base, Sides], Draft]] = {
@@ -43,10 +42,7 @@ class Plan:
 
 def plan(config: Config) -> Plan:
     """Read config, data and base, time a few passes, and say what the config's verb will do. Raises as it would."""
-    verb = verb_of(config)
-    if verb == "run" and config.compare is not None:
-        Study(config)  # what is wrong with the comparison
-    found = identify(config)
+    found, verb = identify(config), verb_of(config)
     config, renderer = found.config, found.renderer
     if verb == "reinforce" or ((config.scorer is not None or config.evaluation.best_of > 1) and verb != "reward"):
         check_scorer(wanted_scorer(config), renderer, found.same["base fingerprint"])

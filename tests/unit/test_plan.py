@@ -155,6 +155,13 @@ def test_refused_as_the_verb_would(words: tuple[str, ...], said: str, call: Said
     assert [path.name for path in tmp_path.iterdir()] == ["e.jsonl"]
 
 
+def test_a_config_with_a_comparison_is_planned_as_one(call: Said) -> None:
+    words = ["data.subset=preferences", "dpo.beta=0.3", "compare={arms: [sft, dpo], seeds: [0, 1]}", "threads=1"]
+    said = call("check", *words)
+    assert "then: 4 arms × 2 seeds at equal flops" in said
+    assert "opponent: θ_0, never the base" in said
+
+
 def test_a_budget_is_what_the_plan_says(call: Said) -> None:
     said = call("dpo", "--dry-run", "threads=1", "selfplay.budget={unit: steps, amount: 7}")
     assert "3. DPO: what a budget of 7 steps leaves, in steps of 32 pairs" in said
