@@ -92,7 +92,7 @@ def _differences(mine: Measured, theirs: Measured) -> dict[str, Difference]:
     for name, metric in METRICS.items():
         a, b = matrices(metric, mine.best), matrices(metric, theirs.best)
         if a is not None and b is not None and metric.per != "set":
-            found[name] = _bounded(compare(a[0], b[0], a[1], better=metric.better), metric, a[0], b[0])
+            found[name] = _bounded(compare(a[0], b[0], a[1], better=metric.better), metric, (a, b))
     return found
 
 
@@ -131,13 +131,13 @@ def _axis(asked: CompareConfig, ran: Sequence[Ran]) -> dict[str, Any] | None:
     return {"key": asked.axis.key, "pairs": list(zip(names[::2], names[1::2], strict=True))}
 
 
-def _bounded(found: Difference, metric: Metric, mine: Any, theirs: Any) -> Difference:
+def _bounded(found: Difference, metric: Metric, measured: Sequence[tuple[Any, Any]]) -> Difference:
     """Where no prompt showed any difference in a share, 3/P: what as many prompts can exclude (the rule of three).
 
-    A scorer's numbers [S, P] are shares where all of them are between 0 and 1.
+    A scorer's means are shares where all of them are between 0 and 1. measured: as `matrices` gives them.
     """
-    scored = metric.key == "reward" and all(numbers.min() >= 0 and numbers.max() <= 1 for numbers in (mine, theirs))
-    share = metric.unit == "share" or scored
+    means = [numbers / weights for numbers, weights in measured]
+    share = metric.unit == "share" or (metric.key == "reward" and all(((m >= 0) & (m <= 1)).all() for m in means))
     if not share or not found.mean == found.low == found.high == 0:
         return found
     return replace(found, low=-3 / found.prompts, high=3 / found.prompts)
