@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,6 +20,14 @@ for name, value in {
     "OMP_WAIT_POLICY": "PASSIVE",
 }.items():
     os.environ.setdefault(name, value)
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Runs whose figures nobody looks at: drawing them takes a third of a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparring.report.page.draw", lambda run: [])
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from sparring.errors import InputError
-from sparring.importing import import_adapter, look_at
+from sparring.importing.adapter import import_adapter, look_at
 from tests.helpers import save_base
 from tests.parity.test_architectures import TOKENIZERS
 

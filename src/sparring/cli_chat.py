@@ -30,8 +30,8 @@ def chat(
     """Talk with a player, or with two side by side. Input from a pipe: one answer per line, as plain text."""
     if top_p == 0:
         raise typer.BadParameter("top-p must be above 0")
-    from sparring.chat import Wishes, open_chat
-    from sparring.chat_terminal import answer_lines, talk
+    from sparring.chatting.opening import Wishes, open_chat
+    from sparring.chatting.terminal import answer_lines, talk
 
     wishes = Wishes(player, vs, temperature, top_p, max_new_tokens, seed, system, best_of, scorer)
     opened = open_chat(which, Path(folder), wishes)

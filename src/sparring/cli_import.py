@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from sparring.adapter_check import Verified
+    from sparring.importing.check import Verified
 
 app = typer.Typer()
 
@@ -36,7 +36,7 @@ def import_(
         _look(adapter, base, as_json)
         return
     from sparring import console
-    from sparring.importing import measure, prepare
+    from sparring.importing.adapter import measure, prepare
 
     speak = console.listener(as_json)
     command = shlex.join(["sparring", *sys.argv[1:]])
@@ -52,7 +52,7 @@ def import_(
 
 
 def _look(adapter: str, base: str | None, as_json: bool) -> None:
-    from sparring.importing import look_at
+    from sparring.importing.adapter import look_at
 
     seen = look_at(adapter, base)
     if as_json:
@@ -67,7 +67,7 @@ def _look(adapter: str, base: str | None, as_json: bool) -> None:
 
 
 def _measured(run: Path, found: Verified) -> None:
-    from sparring.importing import against_base, left_out
+    from sparring.importing.adapter import against_base, left_out
     from sparring.report.findings import warnings_of
     from sparring.report.records import read_run
     from sparring.report.tables import result_rows

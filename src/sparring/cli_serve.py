@@ -42,8 +42,8 @@ def serve(
     folder: RunsOption = "runs",
 ) -> None:
     """Serve players as models of an OpenAI-compatible endpoint, by transformers, llama.cpp or vLLM."""
-    from sparring.serve import Wishes, command, plan, shown
-    from sparring.serve import serve as start
+    from sparring.serving.server import Wishes, command, plan, shown
+    from sparring.serving.server import serve as start
 
     made = plan(which, Path(folder), Wishes(engine.value, tuple(player or ()), host, port, api_key))
     for line in made.said():

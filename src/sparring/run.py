@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from sparring import peak
+from sparring.claims import claim, difference
 from sparring.crew import Crew
 from sparring.errors import InputError, RunError
-from sparring.files import digest, fingerprint_file, read_json, remove, sweep, write_atomic
+from sparring.files import digest, fingerprint_file, read_json, remove, write_atomic
 from sparring.folder import (
     CHECKPOINTS,
     CLOCK,
@@ -37,7 +37,6 @@ from sparring.folder import (
     digests,
     read_lines,
     read_marker,
-    same_of,
     wait_for,
 )
 
@@ -125,7 +124,7 @@ class Run:
         self.identity = digest(same)
         self._agree(same)
         if self.crew.writes:
-            self._claim(config, facts, same)
+            claim(self.folder, config, facts, same)
 
     def _agree(self, same: dict[str, Any]) -> None:
         """Refuse to work on another config, base or data than the writer's."""
@@ -136,44 +135,9 @@ class Run:
                 "give all processes the same config, base and data"
             )
 
-    def _claim(self, config: dict[str, Any], facts: dict[str, Any], same: dict[str, Any]) -> None:
-        path = self.folder / "run.lock.yaml"
-        if path.exists():
-            sweep(self.folder)
-            difference = self.difference(same)
-            if difference and self._trained():
-                raise RunError(
-                    f"{self.folder} was made with {difference}; put it back, or start another run with name=..."
-                )
-            if difference:
-                remove(self.folder / "data")  # nothing was trained yet: a corrected config may have the folder
-        else:
-            self._only_mine(path)
-        content = {**facts, "config": config, "same": json.loads(json.dumps(same))}
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_atomic(path, text)
-
     def difference(self, same: dict[str, Any]) -> str | None:
         """The first setting or input that differs from those the folder was made with, in words."""
-        path = self.folder / "run.lock.yaml"
-        if not path.exists():
-            return None
-        found = next(differences(json.loads(json.dumps(same)), same_of(path)), None)
-        return found and f"{found[0]}: {found[2]!r}, now it is {found[1]!r}"
-
-    def _trained(self) -> bool:
-        """Whether the folder holds anything that took work: a phase beyond the data, or a checkpoint."""
-        kept = [p for p in self.folder.rglob(MARKER) if p.parent.name != "data" and p.parent.suffix != ".partial"]
-        return bool(kept) or any(self.folder.rglob("checkpoint-*"))
-
-    def _only_mine(self, lock: Path) -> None:
-        """Refuse a folder that is not a run's; a kill may have come before the lock file was there."""
-        strange = sorted(p.name for p in self.folder.iterdir() if p.name not in (".lock", lock.name + ".tmp"))
-        if strange:
-            raise RunError(
-                f"{self.folder} is not a run folder (it holds {', '.join(strange[:3])}); give the run another name"
-            )
+        return difference(self.folder, same)
 
     # ------------------------------------------------------------ phases
 

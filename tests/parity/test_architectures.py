@@ -18,6 +18,8 @@ from sparring.job import run_job
 from sparring.models.players import Player
 from sparring.plan import plan
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 INST = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"

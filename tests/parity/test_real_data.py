@@ -12,6 +12,8 @@ import pytest
 
 from sparring import build_config, run_job
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SHARED = Path(os.environ.get("SPARRING_SHARED", Path(__file__).parents[3] / "shared"))
 MODEL = SHARED / "models" / "stories260K"
 SMALL = ["threads=1", "selfplay.iterations=1", "data.eval_limit=4", "data.eval_size=4", "generation.max_new_tokens=24"]

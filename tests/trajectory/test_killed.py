@@ -49,8 +49,8 @@ def assert_unharmed(arena: Arena, wanted: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("kinds", "changes", "least"),
     [
-        (["mkdir", "rename"], {}, 110),
-        (["open", "append", "save"], SHORT, 60),
+        (["rename"], {}, 60),
+        (["open", "append", "save", "mkdir"], SHORT, 80),
         (["remove", "rmdir", "rmtree"], SHORT, 30),
         (["rename"], CONTROL, 50),
     ],

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tests.helpers import CHATML, byte_tokenizer, save_base
+from tests.talks import run_on, save_talker, sums
+from tests.unit.test_cli import call
 
 from sparring.best_of import chooser_settings
 from sparring.browse import answer
-from sparring.chat import Wishes, open_chat
+from sparring.chatting.opening import Wishes, open_chat
 from sparring.configfile import build_config
 from sparring.errors import InputError, RewardError
-from sparring.job import run_job
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 PATTERN = "^[^a]*$"  # of four answers one at least, and not the first, where tests say so
 
@@ -25,21 +24,9 @@ PATTERN = "^[^a]*$"  # of four answers one at least, and not the first, where te
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs: `talk` has a scorer, `mute` has none."""
     place = tmp_path_factory.mktemp("place")
-    save_base(place / "base", "llama", byte_tokenizer(template=CHATML, special=("<|endoftext|>",)))
-    rows = [
-        {"messages": [{"role": "user", "content": f"{a} and {b}"}, {"role": "assistant", "content": f"{a + b}"}]}
-        for a in range(4)
-        for b in range(6)
-    ]
-    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_talker(place)
     for name, scorer in (("talk", {"name": "regex", "pattern": PATTERN}), ("mute", None)):
-        tree = {
-            "name": name, "runs": str(place / "runs"), "threads": 1, "scorer": scorer,
-            "model": {"base": str(place / "base"), "dtype": "fp32", "device": "cpu"},
-            "data": {"train": str(place / "rows.jsonl"), "eval_size": 6},
-            "method": {"r": 4}, "sft": {"batch_size": 5}, "selfplay": {"iterations": 0}, "evaluation": {"show": 1},
-        }  # fmt: skip
-        run_job(build_config(tree, []), [])
+        run_on(place, name, sums(), scorer=scorer, sft={"batch_size": 5}, selfplay={"iterations": 0})
     return place
 
 
@@ -79,10 +66,9 @@ def test_what_cannot_choose_is_refused_before_a_model_is_loaded(place: Path) -> 
         chooser_settings(build_config({"scorer": "match"}), None, 2)
 
 
-def test_through_the_command_line(place: Path) -> None:
-    main = "from sparring.cli import main; main()"
-    words = ["talk", "--best-of", "3", "--player", "sft", "--max-new-tokens", "8", "--runs", str(place / "runs")]
-    words = [sys.executable, "-c", main, "sample", words[0], "1 and 2", *words[1:]]
-    done = subprocess.run(words, capture_output=True, check=True, text=True)
-    assert done.stdout == answer(place / "runs" / "talk", "1 and 2", "sft", 1, 0, 1.0, 8, 3)[0] + "\n"
-    assert done.stderr.startswith("best of 3 by regex")
+def test_through_the_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["talk", "1 and 2", "--best-of", "3", "--player", "sft", "--max-new-tokens", "8"]
+    assert call("sample", *words, "--runs", str(place / "runs")) == 0
+    told = capsys.readouterr()
+    assert told.out == answer(place / "runs" / "talk", "1 and 2", "sft", 1, 0, 1.0, 8, 3)[0] + "\n"
+    assert told.err.startswith("best of 3 by regex")

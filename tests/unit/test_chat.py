@@ -18,15 +18,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from tests.helpers import CHATML, byte_tokenizer, piece_tokenizer, save_base
+from tests.talks import run_on, save_talker, sums
 
-from sparring import chat as module
 from sparring.browse import answer
-from sparring.chat import Chat, Said, Spelling, Voice, Wishes, obey, open_chat
-from sparring.chat_terminal import _beside, answer_lines, columns
-from sparring.configfile import build_config
+from sparring.chatting import chat as module
+from sparring.chatting.chat import Chat, Said, Voice
+from sparring.chatting.commands import obey
+from sparring.chatting.opening import Wishes, open_chat
+from sparring.chatting.spelling import Spelling
+from sparring.chatting.terminal import _beside, answer_lines, columns
 from sparring.errors import InputError
-from sparring.job import run_job
 from sparring.report.records import text as printable
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 MAIN = "from sparring.cli import main; main()"
 
@@ -35,24 +39,11 @@ MAIN = "from sparring.cli import main; main()"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base, and runs on it: `talk` of chats, `text` of plain text."""
     place = tmp_path_factory.mktemp("place")
-    save_base(place / "base", "llama", byte_tokenizer(template=CHATML, special=("<|endoftext|>",)))
-    chats = [
-        {"messages": [{"role": "user", "content": f"{a} and {b}"}, {"role": "assistant", "content": f"{a + b} é€😀"}]}
-        for a in range(4)
-        for b in range(6)
-    ]
+    save_talker(place)
     texts = [{"prompt": f"{a} and {b}:", "completion": f" {a + b}"} for a in range(4) for b in range(6)]
-    for name, rows in (("talk", chats), ("text", texts)):
-        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        tree = {
-            "name": name, "runs": str(place / "runs"), "threads": 1,
-            "model": {"base": str(place / "base"), "dtype": "fp32", "device": "cpu"},
-            "data": {"train": str(place / f"{name}.jsonl"), "eval_size": 6},
-            "method": {"r": 4}, "sft": {"batch_size": 5, "lr": 2e-2, "epochs": 2},
-            "selfplay": {"iterations": 1, "batch_size": 5, "lr": 1e-3, "stop_nll_rise": 9.0, "stop_real_drop": 9.0},
-            "evaluation": {"show": 1},
-        }  # fmt: skip
-        run_job(build_config(tree, []), [])
+    selfplay = {"iterations": 1, "batch_size": 5, "lr": 1e-3, "stop_nll_rise": 9.0, "stop_real_drop": 9.0}
+    for name, rows in (("talk", sums(" é€😀")), ("text", texts)):
+        run_on(place, name, rows, sft={"batch_size": 5, "lr": 2e-2, "epochs": 2}, selfplay=selfplay)
     return place
 
 

@@ -26,6 +26,7 @@ from sparring.export import gguf as export
 from sparring.export.gguf import KINDS, write_gguf
 from sparring.export.gguf_adapter import write_gguf_adapter
 from sparring.export.gguf_check import verify_gguf
+from sparring.export.gguf_heard import Heard
 from sparring.export.gguf_tokenizer import DIFFICULT, SPLITS, WITHOUT_MARKS, splitting, vocabulary_of
 
 gguf = pytest.importorskip("gguf", reason="the library gguf is not here")
@@ -651,7 +652,7 @@ def test_ties_are_counted_and_worse_tokens_named(made):
     for tie, ties, wrong in ((gap * 1.1, 1, 0), (gap * 0.9, 0, 1)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(gguf_check.TIE, "f16", tie)
-            heard = gguf_check._Heard(silent, [[int(top.indices[1])]], [], 0, 0, 0)
+            heard = Heard(silent, [[int(top.indices[1])]], [], 0, 0, 0)
             found, differ = gguf_check._compare(folder, renderer, "f16", rows, heard, {})
         assert (found.ties, len(differ), found.greedy) == (ties, wrong, 1)
 

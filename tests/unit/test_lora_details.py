@@ -23,6 +23,8 @@ from sparring.models.players import Player, Ring
 from sparring.models.scoring import answer_logprobs, score
 from sparring.start import settled
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def scores(ring: Ring) -> list[float]:
     return score(ring.model, ring.base, random_rows(ring.base.vocabulary, count=4), 8192)

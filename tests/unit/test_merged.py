@@ -21,7 +21,6 @@ from sparring.errors import InputError, LawBroken, ModelError, RunError
 from sparring.export.compared import TOLERANCE
 from sparring.export.merged import merge_run
 from sparring.job import run_job
-from sparring.methods import METHODS
 from sparring.models.players import Player, Ring
 from sparring.plan import plan
 from sparring.report.findings import warnings_of
@@ -29,6 +28,7 @@ from sparring.report.page import write_report
 from sparring.report.quantised import quantised_line, quantised_rows
 from sparring.report.records import read_run
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 needs_bitsandbytes = pytest.mark.skipif(
     find_spec("bitsandbytes") is None, reason="quantised bases need bitsandbytes, which is not here"
 )
@@ -289,21 +289,3 @@ def test_into_another_base_nothing_is_merged(make, tmp_path):
             merge_run(run, tmp_path / "a")
     finally:
         path.write_bytes(kept)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_is_merged_or_refused(make, method, tmp_path):
-    """A whole model is written as it is; what is no change of the base's weights is refused in a sentence."""
-    rate = 1e-4 if method in ("full", "pissa") else 5e-3
-    run = make(f"of-{method}", method=method, **{"sft.lr": rate, "selfplay.lr": rate})
-    if METHODS[method].merges or METHODS[method].whole:
-        found = merge_run(run, tmp_path / "out", "0")
-        assert abs(found.off) < 1e-5
-        assert found.largest(1) < 1e-3
-        base, out = (load_file(place / "model.safetensors") for place in (run.parents[1] / "base", tmp_path / "out"))
-        assert base.keys() == out.keys()
-        assert any(not torch.equal(base[name], out[name]) for name in base)
-    else:
-        with pytest.raises(RunError, match=f"adapter of method {method}, which is no change of the base's weights"):
-            merge_run(run, tmp_path / "out", "0")
-        assert not list(tmp_path.iterdir())

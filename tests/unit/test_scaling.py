@@ -22,6 +22,8 @@ from sparring.run import Run
 from sparring.scaling import Scale
 from sparring.trainer import fit
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 # ---------------------------------------------------------------- the scale alone
 
 

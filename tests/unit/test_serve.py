@@ -20,16 +20,20 @@ from typing import Any
 import pytest
 from tests.helpers import CHATML, byte_tokenizer, save_base
 
-from sparring import serve as module
-from sparring import serve_engines
 from sparring.browse import answer
 from sparring.configfile import build_config
 from sparring.errors import InputError, RunError
 from sparring.job import run_job
-from sparring.serve import Wishes, command, plan, shown
-from sparring.serve_engines import ENGINES, choose, installed
-from sparring.serve_guard import Event, Guard, Wrong, anchored, is_loopback
-from sparring.serve_models import Shelf, open_shelf, weights
+from sparring.serving import engines as serve_engines
+from sparring.serving import server as module
+from sparring.serving.behind import anchored
+from sparring.serving.engines import ENGINES, choose, installed
+from sparring.serving.guard import Event, Guard, Wrong, is_loopback
+from sparring.serving.models import weights
+from sparring.serving.server import Wishes, command, plan, shown
+from sparring.serving.shelf import Shelf, open_shelf
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 MAIN = "from sparring.cli import main; main()"
 HALF = "\N{REPLACEMENT CHARACTER}"  # of a character that the limit cut, not every server shows something
@@ -211,7 +215,7 @@ def test_every_server_is_given_the_key_but_not_on_its_command_line(place: Path, 
 def test_the_guard_does_not_start_open_to_others_without_a_key(tmp_path: Path) -> None:
     facts = {"models": ["0"], "context": 8, "place": str(tmp_path), "host": "0.0.0.0", "defaults": {}}
     (tmp_path / "facts.json").write_text(json.dumps(facts))
-    line = [sys.executable, "-m", "sparring.serve_guard", str(tmp_path / "facts.json"), "transformers", "serve"]
+    line = [sys.executable, "-m", "sparring.serving.behind", str(tmp_path / "facts.json"), "transformers", "serve"]
     env = {name: value for name, value in os.environ.items() if name != "SPARRING_API_KEY"}
     found = subprocess.run(line, capture_output=True, text=True, env=env)
     assert found.returncode == 1

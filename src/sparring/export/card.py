@@ -16,19 +16,16 @@ import yaml
 
 from sparring.errors import InputError, RunError
 from sparring.export.card_facts import (
-    Licence,
-    Source,
     base_of,
-    command_of,
     data_of,
     front_matter,
     licence_of,
     scrubbed,
     study_of,
     template_of,
-    tidy,
 )
-from sparring.export.card_origin import origin_of
+from sparring.export.card_made import about_data, about_licence, about_making, about_method, citations
+from sparring.export.card_origin import imported, origin_of
 from sparring.export.card_use import Exported, uses
 from sparring.files import write_atomic
 from sparring.methods import METHODS
@@ -129,12 +126,6 @@ def _of(run: Run) -> Any:
     return lambda key: run.config.get(key) if key in run.config else run.lock.get(key)
 
 
-def _imported(run: Run) -> bool:
-    """Whether nothing was trained: an adapter that was made elsewhere was only measured."""
-    plain = not run.rewarded and not run.prefers
-    return plain and bool(run.config.get("start")) and run.setting("selfplay", "iterations") == 0
-
-
 def _chats(run: Run) -> bool:
     file = run.folder / "data" / "phase.json"
     return file.is_file() and bool(json.loads(file.read_text(encoding="utf-8"))["facts"].get("chat"))
@@ -158,7 +149,7 @@ def _front(run: Run, exported: Exported) -> Row:
     head |= {"datasets": list(dict.fromkeys(data))} if data else {}
     language = front_matter(base.folder / "README.md").get("language") if base.folder else None
     head |= {"language": language} if language else {}
-    tags = ["sparring", *([] if _imported(run) else origin_of(run).tags), exported.row.name]
+    tags = ["sparring", *([] if imported(run) else origin_of(run).tags), exported.row.name]
     tags += [exported.held] if exported.held else []
     tags += ["conversational"] if exported.chat else []
     tags += ["gguf"] if exported.kind.startswith("gguf") else []
@@ -183,9 +174,9 @@ def _parts(run: Run, player: str, exported: Exported) -> list[str]:
     parts += ["## How to use it", *_template(exported)]
     for engine, code, told in uses(exported):
         parts += [f"### {engine}", *([code] if code else []), *([told] if told else [])]
-    parts += ["## Data", *_data(run), "## Method and settings", *_method(run, exported)]
-    parts += ["## How it was made", *_made(run), "## Licence", _licence(run, exported)]
-    return [*parts, "## Citation", *_citations(run, exported)]
+    parts += ["## Data", *about_data(run), "## Method and settings", *about_method(run, exported)]
+    parts += ["## How it was made", *about_making(run), "## Licence", about_licence(run, exported)]
+    return [*parts, "## Citation", *citations(run, exported)]
 
 
 def _opening(run: Run, player: str, exported: Exported) -> str:
@@ -194,7 +185,7 @@ def _opening(run: Run, player: str, exported: Exported) -> str:
     held = f", held in {exported.held} while it was trained" if exported.held else ""
     before = "" if run.setting("sft", "epochs") == 0 and not run.config.get("start") else "fine-tuned, then "
     made = "fine-tuned" if player == "sft" else f"{before}trained {origin_of(run).words}"
-    made = "adapted" if _imported(run) else made
+    made = "adapted" if imported(run) else made
     said = f"{where}{held}, {made} with {inline(exported.settings.summary)}. This is {WHAT[exported.kind]}."
     if row.whole:
         said = said.replace("the player merged into its base", "all its weights were trained")
@@ -244,82 +235,3 @@ def _template(exported: Exported) -> list[str]:
         return [*opening, "Prompts are written with the chat template of the base's tokenizer."]
     told = "Prompts are written with this chat template, also where the base's tokenizer has none or another one:"
     return [*opening, told, fenced(exported.template, "jinja")]
-
-
-def _data(run: Run) -> list[str]:
-    """What was trained and measured on, and under which licence."""
-    names = {"train": "measured on" if _imported(run) else "trained on", "eval": "held out", "test": "tested on"}
-    rows = [[word, *_about(source)] for key, word in names.items() if (source := data_of(run, key))]
-    found = run.lock.get("data")
-    about = found if isinstance(found, dict) else {}
-    counts = about.get("counts")
-    said = [inline(text(about["description"]) + ".")] if about.get("description") else []
-    if isinstance(counts, dict) and counts:
-        said.append("Rows: " + ", ".join(f"{inline(text(key))} {text(value)}" for key, value in counts.items()) + ".")
-    if about.get("fingerprint"):
-        said.append(f"Fingerprint of the rows: `{text(about['fingerprint'])}`.")
-    return [table(["", "data", "licence"], rows), *said]
-
-
-def _about(source: Source) -> list[str]:
-    licence = licence_of(source)
-    told = licence.called or licence.name
-    if licence.name == "other" and not licence.called:
-        told = "not known" if source.folder is None or source.local else "not stated"
-    elif source.local:
-        told += ", by a file beside the data"
-    where = " (made by Sparring)" if source.embedded else " (a local file)" if source.local else " (on the hub)"
-    return [source.name + where, told]
-
-
-def _method(run: Run, exported: Exported) -> list[str]:
-    rows = [["method", key, _value(value)] for key, value in exported.settings.model_dump(mode="json").items()]
-    for part in () if _imported(run) else ("sft", *origin_of(run).sections, "optimiser"):
-        section = run.config.get(part)
-        rows += [[part, key, _value(value)] for key, value in section.items()] if isinstance(section, dict) else []
-    rows = [row for row in rows if row[2]]
-    return [f"Method {exported.row.name}: {inline(exported.row.what)}.", table(["section", "setting", "value"], rows)]
-
-
-def _value(value: Any) -> str:
-    return "" if value in (None, [], {}) else str(value).lower() if isinstance(value, bool) else text(value)
-
-
-def _made(run: Run) -> list[str]:
-    lock = tidy(run)
-    command = command_of(run) or f"sparring {origin_of(run).verb} CONFIG.yaml"
-    told = "With the command"
-    if not command_of(run):
-        told = "By Sparring, from Python or by a study; with the `config` below saved as CONFIG.yaml"
-    parts = [f"{told}:", fenced(command, "sh")]
-    for key in ("versions", "hardware"):
-        found = lock.get(key)
-        if isinstance(found, dict) and found:
-            parts.append(
-                f"{key.capitalize()}: " + ", ".join(f"{inline(text(k))} {inline(text(v))}" for k, v in found.items())
-            )
-    shown = {key: value for key, value in lock.items() if key != "same"}
-    content = text(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100))
-    note = "paths are reduced to their last parts"
-    return [*parts, f"<details><summary>run.lock.yaml ({note})</summary>", fenced(content, "yaml"), "</details>"]
-
-
-def _licence(run: Run, exported: Exported) -> str:
-    licence: Licence = licence_of(exported.base)
-    if licence.name != "other":
-        said = f"As its base: {licence.name} ({inline(licence.why)})."
-    elif licence.called:
-        said = f"As its base: {inline(licence.called)} ({inline(licence.why)})."
-    else:
-        said = f"The licence of the base could not be found: {inline(licence.why)}. Look there before you use this."
-    return f"{said} The data may ask for more; what is known of that is under Data."
-
-
-def _citations(run: Run, exported: Exported) -> list[str]:
-    origin = origin_of(run)
-    parts = [] if _imported(run) else [f"{origin.idea}:", fenced(origin.entry, "bibtex")]
-    if not exported.row.whole:
-        source = inline(exported.row.source)
-        link = re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", source)
-        parts.append(f"The method, {exported.row.name}: {link}.")
-    return parts

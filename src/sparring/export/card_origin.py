@@ -114,3 +114,9 @@ def origin_of(run: Run) -> Origin:
 def _scorer(section: object) -> str:
     settings: Row = section if isinstance(section, dict) else {}
     return f" on the rewards of scorer {settings['name']}" if settings.get("name") else ""
+
+
+def imported(run: Run) -> bool:
+    """Whether nothing was trained: an adapter that was made elsewhere was only measured."""
+    plain = not run.rewarded and not run.prefers
+    return plain and bool(run.config.get("start")) and run.setting("selfplay", "iterations") == 0

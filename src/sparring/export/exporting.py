@@ -10,13 +10,11 @@ The base is loaded once to write, and each form once to verify. What does not ho
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from sparring.browse import read_settings
 from sparring.config import Config
@@ -24,12 +22,11 @@ from sparring.data.messages import Message
 from sparring.errors import InputError, LawBroken, SparringError
 from sparring.export.adapter import compare_adapter, write_player
 from sparring.export.card import write_card
-from sparring.export.compared import ENGINES, Compared, confirm
-from sparring.export.compared import TOLERANCE as NEAR
+from sparring.export.compared import confirm
 from sparring.export.engines import need
 from sparring.export.gguf import write_gguf
 from sparring.export.gguf_adapter import write_gguf_adapter
-from sparring.export.gguf_check import TOLERANCE, Checked, verify_gguf
+from sparring.export.gguf_check import verify_gguf
 from sparring.export.gguf_family import shape_of
 from sparring.export.gguf_tokenizer import vocabulary_of
 from sparring.export.merged import compare_merged, write_merged
@@ -38,6 +35,7 @@ from sparring.export.places import begin, drop, free, held, place, set_aside
 from sparring.export.push import check_push, push
 from sparring.export.source import Source, base_of_run, take
 from sparring.export.targets import Targets, refuse
+from sparring.export.written import Written
 from sparring.files import write_atomic
 from sparring.methods import METHODS
 from sparring.models.base import context_of, find_base, load_renderer, read_config
@@ -52,63 +50,6 @@ class Push:
 
     to: str
     private: bool = True
-
-
-@dataclass
-class Written:
-    """What came of an export.
-
-    compared  adapter and merged, held against the run; checked: GGUF files by name, held against the merged model
-    said      what the reader should know besides
-    address   where it was uploaded; empty: nowhere
-    """
-
-    out: Path
-    folders: list[Path] = field(default_factory=list)
-    compared: list[Compared] = field(default_factory=list)
-    checked: dict[str, Checked] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)
-    address: str = ""
-
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """(header, rows) for the terminal: on held-out answers, how far each is from what it was made from."""
-        header = ["", "size", "answers", "NLL per token", "off by", "allowed", "any token"]
-        rows = []
-        for found in self.compared:
-            rows.append([
-                found.what, _size(found.out), str(found.answers), f"{found.nll(2):.6f}", f"{found.off:+.2g}",
-                f"{NEAR[found.dtype]:g}", f"{found.largest(2):.2g}",
-            ])  # fmt: skip
-        for name, checked in self.checked.items():
-            rows.append([
-                name, _size(self._file(name)), str(checked.rows), f"{checked.file:.6f}",
-                f"{checked.file - checked.model:+.2g}", f"{TOLERANCE[checked.kind]:g}", f"{checked.largest:.2g}",
-            ])  # fmt: skip
-        return header, rows
-
-    def _file(self, name: str) -> Path:
-        return next(folder / name for folder in self.folders if (folder / name).exists())
-
-    def lines(self) -> list[str]:
-        """What came of it, in sentences."""
-        said = []
-        for found in self.compared:
-            against = f"against {found.labels[1]}, loaded by {ENGINES[found.what]} alone"
-            said.append(f"{found.what}: {against}; the same tokens of texts and chats{found.rounded()}")
-            said += found.text().splitlines()[1:]
-        for name, checked in self.checked.items():
-            odd = f"; {checked.odd()}" if checked.odd() else ""
-            said.append(f"{name}: against the merged model, loaded by llama.cpp; the same: {checked.same()}{odd}")
-        said += [f"note: {line}" for line in self.said]
-        said += [f"written: {folder}, with a model card (README.md)" for folder in self.folders]
-        return said + ([f"uploaded: {self.address}"] if self.address else [])
-
-    def facts(self) -> list[dict[str, Any]]:
-        """For machines, an event for each form."""
-        events = [found.facts() for found in self.compared]
-        events += [{**checked.facts(), "file": name} for name, checked in self.checked.items()]
-        done = {"event": "exported", "folders": [str(folder) for folder in self.folders], "said": self.said}
-        return [*events, {**done, "address": self.address or None}]
 
 
 def export_run(
@@ -147,7 +88,7 @@ def export_run(
             source.release()
             job.verify()
         finally:
-            for partial in job.begun:
+            for partial in job.begun.values():
                 drop(partial)
             if made and not any(out.iterdir()):
                 out.rmdir()
@@ -196,7 +137,11 @@ def _plain(name: str) -> str:
 
 @dataclass
 class _Job:
-    """One export under way."""
+    """One export under way.
+
+    begun  form → the folder that it is written in
+    lost   what quantising cost more than training gained, in sentences
+    """
 
     run: Path
     source: Source
@@ -204,8 +149,7 @@ class _Job:
     written: Written
     unchecked: bool
     tell: Tell
-
-    begun: list[Path] = field(default_factory=list)
+    begun: dict[str, Path] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
 
     def write(self) -> None:
@@ -219,20 +163,20 @@ class _Job:
 
     def verify(self) -> None:
         """Every form in its own engine."""
-        out, begun = self.written.out, list(self.begun)
+        out = self.written.out
         if self.targets.adapter:
             self.tell("loading the adapter with PEFT")
-            partial = begun.pop(0)
-            self.written.compared.append(confirm(*compare_adapter(self.source, partial, out / "adapter")))
-            self._finish(partial, "adapter")
+            found = confirm(*compare_adapter(self.source, self.begun["adapter"], out / "adapter"))
+            self.written.compared.append(found)
+            self._finish("adapter")
         if not self.targets.merges:
             return
         self.tell("loading the merged model with transformers")
-        whole = begun.pop(0)
+        whole = self.begun["merged"]
         found = confirm(*compare_merged(self.source, whole, out / "merged"))
         if self.targets.merged:
             self.written.compared.append(found)
-            whole = self._finish(whole, "merged")
+            whole = self._finish("merged")
         if self.targets.gguf:
             moved = found.nll(1) + sum(found.before) / found.tokens
             self._gguf(whole, moved)
@@ -246,7 +190,7 @@ class _Job:
             name = f"{self._stem}-{kind}.gguf"
             self.tell(f"writing {name}" + ("" if self.unchecked else ", and loading it with llama.cpp"))
             write_gguf(whole, partial / name, kind, self._stem)
-            with self._setting_aside(partial, "gguf"):
+            with self._setting_aside("gguf"):
                 self._check(name, partial / name, whole, kind)
             checked = self.written.checked.get(name)
             if checked is not None and checked.file - checked.model > abs(moved):
@@ -263,7 +207,7 @@ class _Job:
             made = modelfile(first, renderer, context, source.chat, (system or "") if source.chat else "")
             write_atomic(partial / "Modelfile", made.text)
             self.written.said += [made.said] if made.said else []
-        self._finish(partial, "gguf")
+        self._finish("gguf")
 
     def _lora(self, whole: Path) -> None:
         """The adapter alone as GGUF, verified on the base as GGUF, which is not kept."""
@@ -274,12 +218,12 @@ class _Job:
         write_player(self.source, adapter)
         write_gguf_adapter(adapter, self.source.base, partial / name, self._stem)
         drop(adapter)
-        with self._setting_aside(partial, "gguf-lora"):
+        with self._setting_aside("gguf-lora"):
             if not self.unchecked:
                 write_gguf(self.source.base, base, "f32", "base")
             self._check(name, base, whole, "f32", partial / name)
         base.unlink(missing_ok=True)
-        self._finish(partial, "gguf-lora")
+        self._finish("gguf-lora")
 
     def _check(self, name: str, file: Path, whole: Path, kind: str, lora: Path | None = None) -> None:
         if self.unchecked:
@@ -296,20 +240,22 @@ class _Job:
         return f"{_plain(self.run.resolve().name)}-{self.source.name}"
 
     def _begin(self, kind: str) -> Path:
-        self.begun.append(begin(self.written.out / kind, self.source.mark))
-        return self.begun[-1]
+        self.begun[kind] = begin(self.written.out / kind, self.source.mark)
+        return self.begun[kind]
 
     @contextmanager
-    def _setting_aside(self, partial: Path, kind: str) -> Iterator[None]:
+    def _setting_aside(self, kind: str) -> Iterator[None]:
         """A folder in which something does not hold is kept under a name that says so."""
+        partial = self.begun[kind]
         try:
             yield
         except LawBroken as error:
             aside = set_aside(partial, self.written.out / kind)
             raise LawBroken(str(error).replace(str(partial), str(aside))) from error
 
-    def _finish(self, partial: Path, kind: str) -> Path:
+    def _finish(self, kind: str) -> Path:
         """The card, and the name; returns the folder."""
+        partial = self.begun[kind]
         checked = [f"{name}: {what.said()}" for name, what in self.written.checked.items() if (partial / name).exists()]
         compared = [found.said() for found in self.written.compared if found.what == kind]
         out, renderer = self.written.out / kind, self.source.renderer()
@@ -322,13 +268,3 @@ class _Job:
             place(partial, out)
         self.written.folders.append(out)
         return out
-
-
-def _size(path: Path) -> str:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    size = float(sum(os.path.getsize(file) for file in files))
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

@@ -11,7 +11,6 @@ import gc
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,14 @@ import numpy as np
 import torch
 
 from sparring.config import ModelConfig
-from sparring.data.messages import Message, Renderer
+from sparring.data.messages import Renderer
 from sparring.errors import InputError, LawBroken
 from sparring.export.engines import need
 from sparring.export.gguf_family import shape_of
-from sparring.export.gguf_texts import compare_chats, compare_texts
-from sparring.export.gguf_tokenizer import ASKED, adds_bos, special_ids
+from sparring.export.gguf_heard import GREEDY, Chat, Heard, Row, listen, picked
+from sparring.export.gguf_tokenizer import ASKED
 from sparring.export.targets import KINDS
 from sparring.models.base import load_base, load_renderer
-
-Row = tuple[list[int], list[int]]  # prompt ids, answer ids
-Chat = tuple[Message, ...]
 
 # How far the NLL per token of held-out answers may be from the model's, in nats. It is the rounding of weights (and
 # below 32 bits of activations) that moves it, so it is the more, the smaller a model is.
@@ -41,7 +37,7 @@ TOLERANCE = {
 TIE = {"f32": 0.01, "f16": 0.05}
 
 UNMOVED = 1e-3  # nats per token: a player that training moved no further cannot be told from its base
-ROWS, LENGTH, GREEDY = 16, 1024, 32  # held-out rows that are taken, their tokens at most, tokens that are continued
+ROWS, LENGTH = 16, 1024  # held-out rows that are taken, and their tokens at most
 LOGITS = 2**27  # numbers that llama-cpp-python may hold of one row: 512 MiB
 
 
@@ -97,18 +93,6 @@ class Checked:
         return {"event": "checked", **asdict(self), "tolerance": TOLERANCE[self.kind]}
 
 
-@dataclass(frozen=True, slots=True)
-class _Heard:
-    """What llama.cpp said: log p of each answer's tokens, how it went on, and where its tokens were others."""
-
-    logprobs: list[np.ndarray[Any, Any]]
-    greedy: list[list[int]]
-    differ: list[str]
-    texts: int
-    chats: int
-    apart: int
-
-
 def verify_gguf(
     file: Path,
     folder: Path,
@@ -137,7 +121,7 @@ def verify_gguf(
     renderer = load_renderer(folder, ModelConfig(base=str(folder)))
     suspect = file if lora is None else lora
     try:
-        heard = _listen(file, lora, renderer, kind, chosen, [*ASKED, *chats], shape.context)
+        heard = listen(file, lora, renderer, chosen, [*ASKED, *chats], shape.context, kind in TIE)
     except ValueError as error:  # llama.cpp cannot load it
         raise _unverified(suspect, [f"llama.cpp cannot load it ({error})"]) from error
     gc.collect()
@@ -172,100 +156,13 @@ def _unverified(file: Path, wrong: list[str]) -> LawBroken:
     )
 
 
-# ---------------------------------------------------------------- llama.cpp
-
-
-def _listen(
-    file: Path,
-    lora: Path | None,
-    renderer: Renderer,
-    kind: str,
-    rows: Sequence[Row],
-    chats: Sequence[Chat],
-    context: int,
-) -> _Heard:
-    import llama_cpp
-
-    llama_cpp.llama_log_set(_silence(), None)
-    engine = llama_cpp.Llama(
-        str(file),
-        lora_path=str(lora) if lora else None,
-        n_ctx=max(len(prompt) + max(len(answer), GREEDY) for prompt, answer in rows) + 1,
-        n_threads=torch.get_num_threads(),
-        n_threads_batch=torch.get_num_threads(),
-        type_k=llama_cpp.GGML_TYPE_F32,
-        type_v=llama_cpp.GGML_TYPE_F32,
-        logits_all=True,
-        verbose=False,
-    )
-    try:
-        logprobs = [_answer_logprobs(engine, prompt, answer) for prompt, answer in rows]
-        greedy = [_continued(engine, prompt, renderer.end_ids) for prompt, _ in rows] if kind in TIE else []
-        differ, texts, apart = compare_texts(engine, renderer, [prompt for prompt, _ in rows])
-        more, rendered = compare_chats(engine, renderer, chats)
-        said = _other_numbers(engine.metadata, renderer, context)
-        return _Heard(logprobs, greedy, said + differ + more, texts, rendered, apart)
-    finally:
-        engine.close()
-
-
-def _other_numbers(metadata: dict[str, str], renderer: Renderer, context: int) -> list[str]:
-    """Special tokens and the context, where the file says others than the model has."""
-    named = {"unk": "unknown", "pad": "padding"}
-    numbers = special_ids(renderer)
-    wanted = {f"tokenizer.ggml.{named.get(name, name)}_token_id": str(number) for name, number in numbers.items()}
-    wanted |= {
-        "tokenizer.ggml.add_bos_token": str(adds_bos(renderer)).lower(),
-        "tokenizer.ggml.add_eos_token": "false",
-        f"{metadata.get('general.architecture')}.context_length": str(context),
-    }
-    found = {key: metadata.get(key) for key in wanted}
-    return [f"{key} is {found[key]}, and not {value}" for key, value in wanted.items() if found[key] != value]
-
-
-@cache
-def _silence() -> Any:
-    """What takes llama.cpp's remarks; kept, because C calls it as long as the process lives."""
-    import llama_cpp
-
-    return llama_cpp.llama_log_callback(lambda level, text, data: None)
-
-
-def _answer_logprobs(engine: Any, prompt: list[int], answer: list[int]) -> np.ndarray[Any, Any]:
-    """log p of each answer token [A] in nats."""
-    engine.reset()
-    engine.eval([*prompt, *answer])
-    logits_AV = torch.from_numpy(engine.scores[len(prompt) - 1 : len(prompt) + len(answer) - 1].copy())
-    return _picked(logits_AV, answer)
-
-
-def _picked(logits_AV: torch.Tensor, answer: list[int]) -> np.ndarray[Any, Any]:
-    logprobs_AV = torch.log_softmax(logits_AV.double(), dim=-1)
-    picked: np.ndarray[Any, Any] = logprobs_AV[range(len(answer)), answer].numpy()
-    return picked
-
-
-def _continued(engine: Any, prompt: list[int], ends: Sequence[int]) -> list[int]:
-    """The tokens that llama.cpp takes as the likeliest, one after the other."""
-    engine.reset()
-    engine.eval(prompt)
-    tokens: list[int] = []
-    while len(tokens) < GREEDY and (not tokens or tokens[-1] not in ends):
-        tokens.append(int(engine.scores[engine.n_tokens - 1].argmax()))
-        engine.eval(tokens[-1:])
-    return tokens
-
-
-# ---------------------------------------------------------------- the model
-
-
 @torch.no_grad()
 def _compare(
     folder: Path,
     renderer: Renderer,
     kind: str,
     rows: Sequence[Row],
-    heard: _Heard,
+    heard: Heard,
     before: dict[int, Sequence[float]],
 ) -> tuple[Checked, list[str]]:
     """(what was measured, what is not the model's): with the folder's weights in fp32.
@@ -273,7 +170,7 @@ def _compare(
     before  by row: log p of its tokens under the base
     """
     model = load_base(folder, ModelConfig(base=str(folder), dtype="fp32", device="cpu"), renderer).model
-    mine = [_picked(_logits(model, prompt, answer), answer) for prompt, answer in rows]
+    mine = [picked(_logits(model, prompt, answer), answer) for prompt, answer in rows]
     differ, ties, count = [], 0, 0
     for (prompt, _), tokens in zip(rows, heard.greedy, strict=False):
         logits_GV = _logits(model, prompt, tokens)

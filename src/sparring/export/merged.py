@@ -16,7 +16,7 @@ from sparring.errors import RunError
 from sparring.export.bare import GENERATION, bare_logprobs, other_tokens
 from sparring.export.card import write_card
 from sparring.export.compared import Compared, confirm
-from sparring.export.places import begin, drop, free, held, place
+from sparring.export.places import free, held, made
 from sparring.export.source import Source, base_of_run, take
 from sparring.files import readable, write_atomic
 from sparring.models.base import DTYPES
@@ -36,15 +36,11 @@ def merge_run(
     free(out, force, base_of_run(run), within)
     with held(out):
         source = take(run, player, dtype)
-        partial = begin(out, source.mark)
-        try:
+        with made(out, source.mark) as partial:
             write_merged(source, partial)
             source.release()
             found = confirm(*compare_merged(source, partial, out))
             write_card(run, source.name, partial, "merged", [found.said()], out.name)
-            place(partial, out)
-        finally:
-            drop(partial)
     return found
 
 

@@ -80,6 +80,17 @@ def begin(out: Path, facts: dict[str, Any]) -> Path:
     return partial
 
 
+@contextmanager
+def made(out: Path, facts: dict[str, Any]) -> Iterator[Path]:
+    """A new folder to fill, which is named `out` at the end; nothing is left of it where it is not filled."""
+    partial = begin(out, facts)
+    try:
+        yield partial
+        place(partial, out)
+    finally:
+        drop(partial)
+
+
 def place(partial: Path, out: Path) -> None:
     """Give what is finished its name; what was there under it goes after that."""
     old: Path | None = None

@@ -80,10 +80,7 @@ def computed_tokens(base: Base, rows: Sequence[Row]) -> int:
 
 def score(model: Any, base: Base, rows: Sequence[Row], tokens: int) -> list[float]:
     """Summed log-prob of each row's answer in nats, in the order given, under the seated player."""
-    return [
-        float(value)
-        for value in each(lambda some: answer_logprobs(model, base, some).logprob_A.tolist(), base, rows, tokens)
-    ]
+    return each(lambda some: answer_logprobs(model, base, some).logprob_A.tolist(), base, rows, tokens)
 
 
 @torch.no_grad()

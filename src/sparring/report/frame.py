@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,16 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from sparring.report.svg import Plot
+
 _HIDDEN = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 
-def render(template: str, **values: Any) -> str:
-    """A page from a template of this folder; everything but `Markup` is escaped."""
+def render(template: str, sheet: str = "", **values: Any) -> str:
+    """A page from a template of this folder; everything but `Markup` is escaped.
+
+    sheet  a style sheet of this folder that comes after the common one
+    """
     environment = Environment(
         loader=FunctionLoader(_read),
         autoescape=True,
@@ -31,9 +37,15 @@ def render(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
     )
     script = _read("duels.js")
+    style = _read("style.css") + (_read(sheet) if sheet else "")
     return environment.get_template(template).render(
-        style=Markup(_read("style.css")), script=Markup(script), policy=_policy(script), **values
+        style=Markup(style), script=Markup(script), policy=_policy(script), **values
     )
+
+
+def pictures(plots: Iterable[Plot]) -> list[dict[str, Any]]:
+    """Plots as the pages' figures take them."""
+    return [{"plot": plot, "svg": Markup(plot.svg)} for plot in plots]
 
 
 def island(data: Any) -> Markup:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from sparring.files import write_atomic
+from sparring.report.frame import pictures, render
 from sparring.report.lab_faults import distance_plot, fault_table, lengths_plot, readouts_plot
 from sparring.report.lab_plots import law_5_plot, law_7_plot, law_8_plot, law_9_plot, split_plot
 from sparring.report.svg import drawing
@@ -34,19 +31,27 @@ WORLDS = {
         (lengths_plot, distance_plot, readouts_plot),
     ),
 }
+WHERE = "All numbers are in lab.json beside this page; docs/laboratory.md has the equations."
 
 
 def write_page(numbers: Mapping[str, Any], file: Path) -> None:
     """Write the page of the worlds that `numbers` holds; the same numbers give the same bytes."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = resources.files("sparring.report").joinpath("lab.html").read_text(encoding="utf-8")
     worlds = []
     with drawing():
         for name, world in numbers["worlds"].items():
             title, about, plots = WORLDS[name]
             drawn = [plot({**world, "seed": numbers["seed"]}) for plot in plots]
-            shown = [{"plot": plot, "svg": Markup(plot.svg)} for plot in drawn]
+            shown = pictures(drawn)
             table = fault_table(world) if "faults" in world else None
             worlds.append({"name": name, "title": title, "about": about, "plots": shown, "table": table})
-    page = environment.from_string(source).render(worlds=worlds, seed=numbers["seed"])
-    write_atomic(file, page + "\n")
+    page = render(
+        "lab.html",
+        "lab.css",
+        worlds=worlds,
+        finished=True,
+        verdict="What theory says of self-play fine-tuning, and what was measured where the answer is known.",
+        notes=[f"Seed {numbers['seed']}. {WHERE}"],
+        facts=[],
+        browser=None,
+    )
+    write_atomic(file, page)

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from markupsafe import Markup
 
 from sparring.config_dpo import reference_of
 from sparring.methods import METHODS
 from sparring.report.best_of import best_of_csv, best_of_notes, best_of_table
 from sparring.report.duels import cards, of_run
 from sparring.report.findings import headline_notes, verdict, verdict_of, warnings_of
-from sparring.report.frame import render, replace
+from sparring.report.frame import pictures, render, replace
 from sparring.report.markdown import markdown
 from sparring.report.plots import draw
 from sparring.report.quantised import QUANTISED_HEADER, quantised_line, quantised_rows
@@ -51,13 +50,14 @@ def _html(run: Run, again: list[tuple[str, str]], config: str) -> str:
     return render(
         "template.html",
         run=run,
+        finished=run.finished,
         facts=facts_of(run),
         verdict=verdict_of(run),
         notes=headline_notes(run),
         columns=columns(run),
         lines=result_lines(run),
         warnings=warnings_of(run),
-        plots=[{"plot": plot, "svg": Markup(plot.svg)} for plot in draw(run)],
+        plots=pictures(draw(run)),
         matches=_matches(run),
         answers=[cards(run, row) for row in read_answers(run)],
         browser=of_run(run),

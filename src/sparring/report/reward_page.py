@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from markupsafe import Markup
-
-from sparring.report.frame import render, replace
+from sparring.report.frame import pictures, render, replace
 from sparring.report.markdown import fenced, inline, table
 from sparring.report.page import again_of, config_yaml, facts_of
 from sparring.report.plot_reward import reliability_plot, training_plot
@@ -42,13 +40,15 @@ def _html(run: Run, scores: Row) -> str:
         facts=facts_of(run),
         finished=bool(scores),
         verdict=headline(scores),
+        notes=[],
         table=reward_rows(scores),
         warnings=warnings_of_reward(run, scores),
-        plots=[{"plot": plot, "svg": Markup(plot.svg)} for plot in drawn],
+        plots=pictures(drawn),
         pairs=_pairs(run.folder),
         budget=(["phase", "time", "tokens", "FLOPs", "notes"], budget_rows(run)),
         again=again_of(run),
         config=config_yaml(run),
+        browser=None,
     )
 
 

@@ -10,12 +10,11 @@ from typing import Any
 from urllib.parse import quote
 
 import yaml
-from markupsafe import Markup
 
 from sparring.errors import RunError
 from sparring.report import study_tables as tables
 from sparring.report.duels import Browser, of_study, study_cards
-from sparring.report.frame import render, replace
+from sparring.report.frame import pictures, render, replace
 from sparring.report.markdown import fenced, inline, lined, table
 from sparring.report.plots import draw
 from sparring.report.records import number, pretty, read_run, text
@@ -53,10 +52,11 @@ def _html(study: Study) -> str:
     return render(
         "study.html",
         study=study,
+        finished=study.finished,
         verdict=_verdict(study),
         notes=study.lines("notes"),
         facts=_facts(study),
-        plots=_inline([*draw_costs(study), *draw_study(study)]),
+        plots=pictures([*draw_costs(study), *draw_study(study)]),
         costs=cost_rows(study),
         measured_how=measured_how(study),
         comparisons=tables.comparisons(study),
@@ -72,9 +72,10 @@ def _html(study: Study) -> str:
         target=study.label(study.target) or "the target",
         grids=tables.grids(study),
         run_header=header,
-        runs=[(row, _link(study.folder, row[-1])) for row in rows],
+        runs=rows,
+        run_links=[_link(study.folder, row[-1]) for row in rows],
         course_of=course_of,
-        course=_inline(course),
+        course=pictures(course),
         browser=browser,
         few=_few(browser),
         again=_again(study),
@@ -186,10 +187,6 @@ def _link(folder: Path, name: str) -> str:
     found = _inside(folder, name)
     there = found is not None and (found / "report.html").is_file()
     return f"{quote(name)}/report.html" if there else ""
-
-
-def _inline(plots: list[Plot]) -> list[dict[str, Any]]:
-    return [{"plot": plot, "svg": Markup(plot.svg)} for plot in plots]
 
 
 def _again(study: Study) -> Pairs:

@@ -22,9 +22,11 @@ from types import FrameType
 from filelock import FileLock
 
 from sparring.errors import InputError, SparringError
-from sparring.serve_engines import Command, Engine, choose
-from sparring.serve_guard import HELD, KEY, is_loopback
-from sparring.serve_models import Shelf, needed, open_shelf, size
+from sparring.serving.behind import HELD
+from sparring.serving.engines import Command, Engine, choose
+from sparring.serving.guard import KEY, is_loopback
+from sparring.serving.models import needed, size
+from sparring.serving.shelf import Shelf, open_shelf
 
 Told = Callable[[str], None]
 

@@ -1,15 +1,10 @@
-"""What of a run can be served, and the files that servers take: whole models, GGUF, written once and kept.
-
-They lie in RUN/serve, or for a model's folder in the user's cache; every file's name holds the fingerprint of the
-weights it is made of, and appears when it is whole.
-"""
+"""What of a run can be served, or of a model's folder. No weights are loaded."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +17,7 @@ from sparring.browse import find_run, is_model, read_settings
 from sparring.config import Config, ModelConfig
 from sparring.data.messages import Renderer
 from sparring.errors import InputError, ModelError, RunError
-from sparring.export.gguf import write_gguf
-from sparring.export.gguf_adapter import write_gguf_adapter
-from sparring.export.merged import merge_run
-from sparring.files import digest, remove, write_atomic
+from sparring.files import digest
 from sparring.methods import Method, method_of
 from sparring.models.base import (
     DTYPES,
@@ -40,7 +32,6 @@ from sparring.models.player import Player
 from sparring.names import player_name
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-LINKED = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +115,6 @@ def _product(size: list[int]) -> int:
     return total
 
 
-# ---------------------------------------------------------------- what there is
-
-
 def open_shelf(which: str, runs: Path, names: list[str]) -> Shelf:
     """What `which` has, or those players of it that are named. No weights are loaded.
 
@@ -206,106 +194,3 @@ def _shelf(
     chats = bool(renderer.tokenizer.chat_template) if chat is None else chat
     context, mark = context_of(read_config(base, config.model)), fingerprint_folder(base)
     return Shelf(run, base, mark, place, config, renderer, chats, dtype, context, models, notes)
-
-
-# ---------------------------------------------------------------- whole models
-
-
-def weights(shelf: Shelf, model: Model) -> Path:
-    """The folder of a whole model, written if it is not there: the base as links, a player merged into it."""
-    folder = shelf.folder(model)
-    if shelf.told is None:
-        return folder
-    if not (folder.exists() or model.chain):
-        _link_base(shelf, folder)
-    if not folder.exists():
-        if shelf.run is None:  # a model's folder has no players
-            raise InputError(f"there is no player {model.player}")
-        shelf.told(f"merging {model.player} into its base")
-        merge_run(shelf.run, folder, model.player, shelf.dtype, within=True)
-    write_atomic(folder / "generation_config.json", json.dumps(_sampling(shelf), indent=2) + "\n")
-    return folder
-
-
-def _link_base(shelf: Shelf, folder: Path) -> None:
-    partial = folder.with_name(folder.name + ".partial")
-    remove(partial)
-    partial.mkdir()
-    for pattern in LINKED:
-        for file in shelf.base.glob(pattern):
-            (partial / file.name).symlink_to(file.resolve())
-    tokenizer = shelf.renderer.tokenizer
-    if shelf.chat:
-        tokenizer.chat_template = shelf.renderer.portable
-    tokenizer.save_pretrained(partial)
-    os.rename(partial, folder)
-
-
-def _sampling(shelf: Shelf) -> dict[str, Any]:
-    """How servers answer where a question does not say: as the run's players, at temperature 1."""
-    ends, pad = list(shelf.renderer.end_ids), shelf.renderer.tokenizer.pad_token_id
-    return {
-        "do_sample": True, "temperature": 1.0, "top_p": shelf.config.generation.top_p, "top_k": 0,
-        "eos_token_id": ends, "pad_token_id": ends[0] if pad is None else pad,
-        "bos_token_id": shelf.renderer.tokenizer.bos_token_id,
-    }  # fmt: skip
-
-
-def hub(shelf: Shelf) -> Path:
-    """A cache as the hub's own library keeps it, which holds what is served and nothing else."""
-    folders = {model.name: weights(shelf, model) for model in shelf.models}
-    out = shelf.place / f"hub-{digest(sorted((name, path.name) for name, path in folders.items()))}"
-    if out.exists() or shelf.told is None:
-        return out
-    partial = out.with_name(out.name + ".partial")
-    remove(partial)
-    for name, folder in folders.items():
-        home = partial / f"models--{name}"
-        (home / "refs").mkdir(parents=True)
-        (home / "snapshots").mkdir()
-        (home / "refs" / "main").write_text(folder.name, encoding="utf-8")
-        (home / "snapshots" / folder.name).symlink_to(folder.resolve())
-    os.rename(partial, out)
-    return out
-
-
-# ---------------------------------------------------------------- GGUF
-
-
-def gguf(shelf: Shelf, model: Model) -> tuple[Path, Path | None]:
-    """(model, LoRA or None) as GGUF in 16 bits, written if they are not there.
-
-    Players of methods that llama.cpp knows as LoRA share the base's file; others have a file of their own.
-    """
-    if model.chain and shelf.row.gguf == "adapter" and len(model.chain) == 1:
-        lora = shelf.place / f"{model.player}-{shelf.key(model.mark)}.lora.gguf"
-        base = Model("base", "base", (), "")
-        try:
-            if shelf.told and not lora.exists():
-                shelf.told(f"writing {model.player} as a GGUF adapter")
-                write_gguf_adapter(model.chain[0], weights(shelf, base), lora)
-            return gguf(shelf, base)[0], lora
-        except ModelError:  # more than a LoRA on matrices: a file of its own
-            lora.unlink(missing_ok=True)
-    out = shelf.place / f"{model.player}-{shelf.key(model.mark)}-f16.gguf"
-    if shelf.told and not out.exists():
-        folder = weights(shelf, model)
-        shelf.told(f"writing {model.player} as GGUF")
-        write_gguf(folder, out, "f16")
-    return out, None
-
-
-def needed(shelf: Shelf, count: int) -> None:
-    """Raise InputError if there is no room for so many whole models."""
-    place = next(folder for folder in (shelf.place, *shelf.place.parents) if folder.is_dir())
-    free = shutil.disk_usage(place).free
-    if count * shelf.bytes > free:
-        raise InputError(
-            f"{count} whole models need {size(count * shelf.bytes)} in {shelf.place}, where {size(free)} are free; "
-            "make room, or name fewer with --player"
-        )
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(count / 2**20, 0.1):.1f} MiB"

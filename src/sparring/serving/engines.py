@@ -13,8 +13,9 @@ from pathlib import Path
 from sparring.errors import InputError
 from sparring.export.card_use import RANKS
 from sparring.files import digest, write_atomic
-from sparring.serve_guard import KEY
-from sparring.serve_models import Model, Shelf, gguf, hub, size, weights
+from sparring.serving.guard import KEY
+from sparring.serving.models import gguf, hub, size, weights
+from sparring.serving.shelf import Model, Shelf
 
 TORCH = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 WEB = ("fastapi", "uvicorn")
@@ -119,7 +120,7 @@ def _file(shelf: Shelf, name: str, content: dict[str, object]) -> Path:
 
 
 def _guarded(facts: Path, server: str) -> list[str]:
-    return [sys.executable, "-m", "sparring.serve_guard", str(facts), server]
+    return [sys.executable, "-m", "sparring.serving.behind", str(facts), server]
 
 
 # ---------------------------------------------------------------- transformers

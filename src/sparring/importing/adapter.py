@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparring.adapter_check import Verified, verify
-from sparring.adapter_found import find_adapter, find_their_base, read_about
-from sparring.adapter_look import Look, look
 from sparring.config import Config, ModelConfig
 from sparring.configfile import build_config
 from sparring.data.load import count_prompts
 from sparring.errors import ConfigError, InputError, LawBroken, ModelError
 from sparring.files import write_atomic
 from sparring.folder import read_marker
+from sparring.importing.check import Verified, verify
+from sparring.importing.found import find_adapter, find_their_base, read_about
+from sparring.importing.look import Look, look
 from sparring.job import quiet_libraries, run_folder, run_job
 from sparring.models.base import find_base
 from sparring.report.records import difference, number, read_run

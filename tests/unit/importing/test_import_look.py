@@ -16,33 +16,12 @@ from peft import (
 )
 from safetensors.torch import load_file, save_file
 from tests.helpers import CHATML, byte_tokenizer, save_base
-from tests.imports import LORA, Made, imported, make_adapter, said, save_qwen, write_rows
+from tests.imports import LORA, Made, imported, said
 from tests.parity.test_architectures import IM, TOKENIZERS
 from transformers import AutoModelForCausalLM
 
 from sparring.errors import InputError, ModelError, SparringError
-from sparring.importing import look_at
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen2 with a ChatML template."""
-    return save_qwen(tmp_path_factory.mktemp("base") / "tiny-qwen2")
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, but for data."""
-    monkeypatch.chdir(tmp_path)
-    write_rows(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def made(base: Path, here: Path) -> Made:
-    """made(config, name, **how to save): an adapter that bare PEFT has made on the base."""
-    return lambda config, name="given", **saving: make_adapter(base, config, here / name, **saving)
-
+from sparring.importing.adapter import look_at
 
 # ---------------------------------------------------------------- refused in one sentence
 

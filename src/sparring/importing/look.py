@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from sparring.adapter_fits import beside, misfit
-from sparring.adapter_found import TheirBase, find_their_base, read_about, sixteen_bits
-from sparring.adapter_words import Words, compare_words
 from sparring.config import ModelConfig
 from sparring.errors import ModelError
+from sparring.importing.fits import beside, misfit
+from sparring.importing.found import TheirBase, find_their_base, read_about, sixteen_bits
+from sparring.importing.words import Words, compare_words
 from sparring.methods import Settings
 from sparring.models.adapters import CONFIG, settings_of
 from sparring.models.adapters import WEIGHTS as ADAPTER

@@ -19,40 +19,19 @@ from peft import (
     get_peft_model,
 )
 from tests.helpers import save_base
-from tests.imports import FAST, LORA, ROWS, Made, imported, make_adapter, moved, said, save_qwen, write_rows
+from tests.imports import FAST, LORA, ROWS, Made, imported, moved, said
 from tests.parity.test_architectures import TOKENIZERS
 from tests.unit.test_cli import call, refused
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from sparring import adapter_check
-from sparring.adapter_check import Verified
 from sparring.browse import answer, find_run
 from sparring.data.pairs import Prompt, Rows
 from sparring.errors import ConfigError, LawBroken, ModelError
 from sparring.export.bare import bare_model
 from sparring.export.merged import merge_run
-from sparring.importing import import_adapter, left_out, look_at
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen2 with a ChatML template."""
-    return save_qwen(tmp_path_factory.mktemp("base") / "tiny-qwen2")
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, but for data."""
-    monkeypatch.chdir(tmp_path)
-    write_rows(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def made(base: Path, here: Path) -> Made:
-    """made(config, name, **how to save): an adapter that bare PEFT has made on the base."""
-    return lambda config, name="given", **saving: make_adapter(base, config, here / name, **saving)
-
+from sparring.importing import check as adapter_check
+from sparring.importing.adapter import import_adapter, left_out, look_at
+from sparring.importing.check import Verified
 
 KINDS: dict[str, tuple[Any, str]] = {
     "all linear": (LoraConfig(**{**LORA, "target_modules": "all-linear"}), "lora, rank 3, alpha 6"),

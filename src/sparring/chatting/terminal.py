@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sparring.chat import COMMANDS, Chat, Said, Told, Voice, obey
+from sparring.chatting.chat import Chat, Said, Told, Voice
+from sparring.chatting.commands import COMMANDS, obey
 from sparring.errors import InputError, SparringError
 from sparring.report.records import text
 
