@@ -81,7 +81,11 @@ def _spread(arm: dict[str, Any], metric: str) -> str:
 
 def picture(folder: Path) -> str:
     """The forest plot as a file of its own."""
-    drawn = next(plot for plot in draw_study(read_study(folder)) if plot.name == "forest").svg
+    return standalone(next(plot for plot in draw_study(read_study(folder)) if plot.name == "forest").svg)
+
+
+def standalone(drawn: str) -> str:
+    """A page's drawing as a file of its own, in the colours of a light page."""
     for colour, name in VARIABLES.items():
         drawn = drawn.replace(f"var(--{name})", colour)
     return drawn.replace("<svg ", '<svg style="background:#fefefe;font-family:sans-serif" ', 1) + "\n"

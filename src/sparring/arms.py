@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from sparring.verbs import SECTIONS
 
 Settings = Mapping[str, Any]
 _FOLDER = re.compile(r"\w[\w.-]*")
+_BEST_OF = re.compile(r"(.+)-best-of-(\d+)")  # ARM-best-of-N
 APART = ("seed", "name", "runs", "threads")  # what a study sets for its runs
+ALIKE = ("data.test", "evaluation.match", "evaluation.best_of", "scorer", "compare")  # begin what all must share
 TEMPERATURES = [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25]
 
 
@@ -34,6 +36,7 @@ class Arm:
     shares   the values are these shares of what `after` chose; empty: they stand as they are
     widens   how many values may be tried beyond the end of the grid, while the best lies there
     against  the arms it is compared with in the verdict's family; None: those of `compare`
+    best_of  above 1: the players of `after`, tested with the best of so many answers; nothing is trained
     """
 
     name: str
@@ -47,6 +50,7 @@ class Arm:
     shares: tuple[float, ...] = ()
     widens: int = 0
     against: tuple[str, ...] | None = None
+    best_of: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,12 @@ def _of_rank(config: Config) -> Settings:
     return {**_GOES_ON, **{f"method.{key}": value for key, value in wider.items()}}
 
 
+def _rewarded(config: Config) -> Settings:
+    """As many iterations as the config's section `reinforce` says, or self-play has; the section's other keys stay."""
+    own = config.reinforce
+    return {"reinforce.iterations": max(1, config.selfplay.iterations) if own is None else own.iterations}
+
+
 def _preferring(config: Config) -> Settings:
     """One iteration on the data's pairs, as the config's section `dpo` says; another arm has no such section."""
     return {"dpo.beta": (config.dpo or DPOConfig()).beta}
@@ -104,6 +114,11 @@ def _preferring(config: Config) -> Settings:
 def prefers(arm: Arm) -> bool:
     """Whether an arm learns from preference pairs."""
     return "dpo" in sections(arm)
+
+
+def rewarded(arm: Arm) -> bool:
+    """Whether an arm learns from a scorer's rewards."""
+    return "reinforce" in sections(arm)
 
 
 def sections(arm: Arm) -> set[str]:
@@ -144,6 +159,7 @@ KNOWN: dict[str, Known] = {
         "other prompts", "as SPIN + anchor, but the negatives are other prompts' real answers", _control("other_prompt")
     ),
     "dpo": Known("DPO", "DPO on the data's chosen and rejected answers", _preferring, "dpo.lr"),
+    "rl": Known("RL", "θ_0 improved by the scorer's rewards (GRPO)", _rewarded, "reinforce.lr"),
     "temperature": Known(
         "SFT, tempered",
         "θ_0 with its logits divided by a temperature",
@@ -163,30 +179,64 @@ KNOWN: dict[str, Known] = {
 }
 PROMPTED = ("rules", "few-shot", "chain-of-thought", "reflection")
 PAIRED = ("dpo",)  # needs data of another kind
-STANDARD = [name for name in KNOWN if name not in (*PROMPTED, *PAIRED)]
+SCORED = ("rl",)  # needs a scorer
+STANDARD = [name for name in KNOWN if name not in (*PROMPTED, *PAIRED, *SCORED)]
+LIKELIHOODS = ("nll", "exact_kl")  # metrics that the best of n answers has no number for
 
 
 def chosen_arms(config: Config, compare: CompareConfig) -> list[Arm]:
-    """The arms that a config asks for, in its order; target, reference and SFT are added if they are not named.
+    """The arms that a config asks for, in its order; target, reference, SFT, and that of which the best of n answers is
+    taken, are added if they are not named.
 
-    Raises ConfigError for an unknown arm, one that is named twice, or an empty grid.
+    Raises ConfigError for an unknown arm, one that is named twice, an empty grid, or the best of n answers where the
+    primary metric has no number for it.
     """
-    asked = list(_standard(config) if compare.arms is None else compare.arms)
-    named = [one if isinstance(one, str) else one.name for one in asked]
-    twice = next((name for name in named if named.count(name) > 1), None)
-    if twice:
-        raise ConfigError(f'compare.arms names "{twice}" twice; give each arm a name of its own')
-    asked += [name for name in dict.fromkeys(("sft", compare.target, compare.reference)) if name not in named]
-    arms = [_arm(one if isinstance(one, ArmConfig) else ArmConfig(name=one), config, compare) for one in asked]
-    target = next(arm for arm in arms if arm.name == compare.target)
-    if not target.matched:
+    if config.evaluation.best_of > 1 and compare.primary in LIKELIHOODS:
+        raise ConfigError(
+            f"evaluation.best_of {config.evaluation.best_of} leaves the test without {compare.primary}, which is "
+            "compare.primary; set that to scorer or match, or leave best_of out and name arms ARM-best-of-N"
+        )
+    asked: dict[str, ArmConfig] = {}
+    for one in _standard(config) if compare.arms is None else compare.arms:
+        given = one if isinstance(one, ArmConfig) else ArmConfig(name=one)
+        if given.name in asked:
+            raise ConfigError(f'compare.arms names "{given.name}" twice; give each arm a name of its own')
+        asked[given.name] = given
+    for name in ("sft", compare.target, compare.reference):
+        asked.setdefault(name, ArmConfig(name=name))
+    ranked = {name: (found[1], int(found[2])) for name in asked if (found := _BEST_OF.fullmatch(name))}
+    for name, _ in ranked.values():
+        asked.setdefault(name, ArmConfig(name=name))
+    arms = {name: _arm(one, config, compare) for name, one in asked.items() if name not in ranked}
+    for name, (of, many) in ranked.items():
+        arms[name] = _ranked(asked[name], arms.get(of), many, compare)
+    if not arms[compare.target].matched:
         raise ConfigError(
             f'compare.target "{compare.target}" spends nothing on self-play, so no budget can be made equal; '
             "give an arm that plays, such as spin"
         )
     if compare.target == compare.reference:
         raise ConfigError(f'compare.target and compare.reference are both "{compare.target}"; give two arms')
-    return arms
+    return [arms[name] for name in asked]
+
+
+def _ranked(one: ArmConfig, arm: Arm | None, many: int, compare: CompareConfig) -> Arm:
+    """The players of `arm`, tested with the best of `many` answers."""
+    if arm is None or many < 2:
+        raise ConfigError(f'arm "{one.name}" is not known; give ARM-best-of-N, where ARM is an arm and N is 2 or more')
+    if one.like or one.settings or one.grid:
+        raise ConfigError(f'arm "{one.name}" is a test of {arm.name}\'s players; give its settings to {arm.name}')
+    if compare.primary in LIKELIHOODS:
+        raise ConfigError(
+            f'arm "{one.name}": the best of {many} answers has no likelihood, and so no {compare.primary}, which is '
+            "compare.primary; set that to scorer or match, or leave the arm out"
+        )
+    what = f"the same players; of {many} answers the one that the scorer puts first, so each costs {many} times"
+    return replace(
+        arm, name=one.name, label=f"{arm.label}, best of {many}", what=one.what or what, best_of=many, after=arm.name,
+        settings={**arm.settings, "evaluation.best_of": many}, key=None, values=[],
+        matched=arm.matched and compare.target not in (arm.name, one.name),
+    )  # fmt: skip
 
 
 def _stage(config: Config) -> str:
@@ -210,16 +260,17 @@ def _arm(one: ArmConfig, config: Config, compare: CompareConfig) -> Arm:
         raise ConfigError(f'arm "{name}" is not known; {nearest(name, KNOWN)}, or give it settings of its own')
     if not _FOLDER.fullmatch(one.name):
         raise ConfigError(f'arm "{one.name}" is not a folder name; give letters, digits, -, _ and . only')
-    known = known or Known(one.name, "", {})
-    settings = known.settings(config) if callable(known.settings) else known.settings
     own = dotted(one.settings)
+    learns = "reinforce.lr" if any(key.startswith("reinforce.") for key in own) else "selfplay.lr"
+    known = known or Known(one.name, "", {}, learns)
+    settings = known.settings(config) if callable(known.settings) else known.settings
     key, values = known.key, list(known.values) or learning_rates(config, compare)
     if one.grid:
         if len(one.grid) != 1 or not all(one.grid.values()):
             raise ConfigError(f'arm "{one.name}": grid holds {dict(one.grid)}; give one key with a list of values')
         ((key, values),) = one.grid.items()
     touched = [*settings, *own, *([key] if key else [])]
-    apart = next((k for k in touched if k.startswith(("data.test", "evaluation.match", "compare")) or k in APART), None)
+    apart = next((k for k in touched if k.startswith(ALIKE) or k in APART), None)
     if apart:
         raise ConfigError(f'arm "{one.name}" changes {apart}; all arms are tested alike, so set it for the whole study')
     key = _of_pairs(one, key, touched)

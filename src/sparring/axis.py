@@ -28,7 +28,7 @@ SHARES = (1 / 30, 1 / 10, 1 / 3)  # of fine-tuning's learning rate, for self-pla
 BEYOND = 3  # learning rates tried beyond a grid's end: what suits a method differs by orders of magnitude between bases
 ALONE = "-sft"
 # What all values must share: how they are tested, and what a study sets for its runs.
-SHARED = ("data", "evaluation", "compare", "model.base", "model.template", "selfplay.budget", *SECTIONS)
+SHARED = ("data", "evaluation", "compare", "model.base", "model.template", "selfplay.budget", "scorer", *SECTIONS)
 OWN = (*APART, "track", "start")
 
 

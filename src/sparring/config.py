@@ -12,7 +12,13 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from sparring.config_compare import ArmConfig, AxisConfig, CompareConfig
 from sparring.config_dpo import DPOConfig
-from sparring.config_evaluation import EvaluationConfig, PromptingConfig, check_scorer_uses
+from sparring.config_evaluation import (
+    EvaluationConfig,
+    PromptingConfig,
+    check_best_of,
+    check_scorer_uses,
+    check_select,
+)
 from sparring.config_inputs import DataConfig, ModelConfig
 from sparring.config_reinforce import ReinforceConfig
 from sparring.config_reward import RewardConfig
@@ -241,6 +247,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _scorer_is_there(self) -> Config:
         check_scorer_uses(self.evaluation.select, self.selfplay, self.scorer is not None, self.sft.stop)
+        data, judged = self.data, self.evaluation
+        tested = bool(data.test or data.test_split or data.test_size)
+        check_best_of(judged.best_of, tested, bool(self.scorer or self.in_laboratory or judged.match))
         return self
 
     @model_validator(mode="after")
@@ -263,16 +272,11 @@ class Config(Section):
                     f"selfplay.beta and selfplay.anchor are both 0 in iteration {t}, so nothing would be learnt; "
                     "give one of them a value above 0"
                 )
-        if self.evaluation.select == "exact_kl" and not self.in_laboratory:
-            raise ValueError(
-                'evaluation.select "exact_kl" is known only in the laboratory (data.train laboratory, no data.eval, '
-                "rendered as text); use nll"
-            )
-        if self.evaluation.select == "match" and self.evaluation.match is None:
-            raise ValueError(
-                'evaluation.select is "match", but evaluation.match does not say what must match; give whole, '
-                "last_number or a regular expression"
-            )
+        chosen_by = {"evaluation.select": self.evaluation.select}
+        if self.reinforce is not None:
+            chosen_by["reinforce.select"] = self.reinforce.select
+        for key, select in chosen_by.items():
+            check_select(key, select, self.evaluation.match, self.in_laboratory)
         thinks = self.evaluation.prompting.style in ("chain_of_thought", "reflection")
         if thinks and self.evaluation.select != "match" and play.iterations:
             raise ValueError(
@@ -303,7 +307,7 @@ NEUTRAL = {
     "data": {"train", "eval", "test", "ties", "answers"},  # ties: where there are preferences, identify adds it
     "sft": {*LATER_SFT},
     "selfplay": {"keep", *LATER},
-    "evaluation": {"show": True, "prompting": {"rules"}},
+    "evaluation": {"show": True, "best_of": True, "prompting": {"rules"}},  # best_of: counts in the test
     "compare": True,
     "reinforce": True,  # these three decide only what their verbs make (kinds.py)
     "dpo": True,

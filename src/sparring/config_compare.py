@@ -36,8 +36,10 @@ class CompareConfig(Section):
         None, description="instead of arms: fine-tuning and self-play with each value of a key, at the same data"
     )
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = Field([0, 1, 2])
-    primary: Literal["nll", "exact_kl", "match"] = Field(
-        "nll", description="the one metric that chooses and that the verdict is about, declared before the run"
+    primary: Literal["nll", "exact_kl", "match", "scorer"] = Field(
+        "nll",
+        description="the one metric that chooses and that the verdict is about, declared before the run; scorer: the "
+        "mean of `scorer` over sampled answers",
     )
     target: str = Field("spin-anchor", description="the arm that sets the budget, and that the verdict is about")
     reference: str = Field("continued", description="the arm that it is compared with")
@@ -55,6 +57,11 @@ class CompareConfig(Section):
     )
     smallest: PositiveFloat = Field(0.01, description="the smallest difference of the primary metric that matters")
     jobs: PositiveInt = Field(1, description="runs at the same time")
+
+    @property
+    def metric(self) -> str:
+        """The primary metric's name in the table METRICS."""
+        return "reward" if self.primary == "scorer" else self.primary
 
     @field_validator("seeds")
     @classmethod

@@ -32,6 +32,11 @@ class EvaluationConfig(Section):
         description="what of an answer must equal the real one's: whole, last_number, or a regular expression, whose "
         "last match counts (its first group, if it has one)",
     )
+    best_of: PositiveInt = Field(
+        1,
+        description="answers to each test prompt, of which the scorer chooses one; needs a scorer and test prompts; "
+        "above 1 `samples` does not count in the test",
+    )
     temperature: PositiveFloat = Field(1.0, description="logits are divided by it when players are judged")
     prompting: PromptingConfig = Field(default_factory=lambda: PromptingConfig())
     show: Annotated[int, Field(ge=0)] = Field(6, description="prompts shown side by side in the report")
@@ -42,6 +47,36 @@ class EvaluationConfig(Section):
         if match is not None:
             extractor(match)  # raises ValueError
         return match
+
+
+def check_select(key: str, select: str, match: str | None, in_laboratory: bool) -> None:
+    """Raise ValueError where a metric cannot choose the best iteration. key: where it stands."""
+    if select == "exact_kl" and not in_laboratory:
+        raise ValueError(
+            f'{key} "exact_kl" is known only in the laboratory (data.train laboratory, no data.eval, '
+            "rendered as text); use nll"
+        )
+    if select == "match" and match is None:
+        raise ValueError(
+            f'{key} is "match", but evaluation.match does not say what must match; give whole, '
+            "last_number or a regular expression"
+        )
+
+
+def check_best_of(best_of: int, tested: bool, scored: bool) -> None:
+    """Raise ValueError for a choice among test answers where there is no test, or nothing to choose by."""
+    if best_of == 1:
+        return
+    if not tested:
+        raise ValueError(
+            f"evaluation.best_of {best_of} chooses among answers to test prompts, and there are none; give data.test, "
+            "data.test_split or data.test_size"
+        )
+    if not scored:
+        raise ValueError(
+            f"evaluation.best_of {best_of} needs something that says which answer is best; give scorer (model, "
+            "implicit, match, regex or function), or evaluation.match"
+        )
 
 
 def check_scorer_uses(select: str, play: Any, given: bool, stop: str = "none") -> None:

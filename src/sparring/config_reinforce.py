@@ -15,9 +15,14 @@ class ReinforceConfig(Section):
     iterations: Annotated[int, Field(gt=0, le=1000)] = Field(4, description="times that answers are sampled and learnt")
     algorithm: Literal["grpo", "rloo", "reinforce"] = "grpo"
     samples: Annotated[int, Field(gt=0, le=1000)] = Field(8, description="answers per prompt: a group")
-    prompts: PositiveInt | None = Field(None, description="prompts per iteration, drawn anew; default: all")
-    epochs: PositiveFloat = Field(1.0, description="passes over an iteration's groups")
+    prompts: PositiveInt | None = Field(
+        None, description="prompts per iteration, drawn anew; default: all, or what selfplay.budget pays for"
+    )
+    epochs: PositiveFloat = Field(1.0, description="passes over an iteration's groups; with selfplay.budget a forecast")
     lr: PositiveFloat | None = Field(None, description="default: selfplay.lr, of its first iteration")
+    select: Literal["scorer", "nll", "exact_kl", "match"] = Field(
+        "scorer", description="the held-out metric that chooses the best iteration, as evaluation.select elsewhere"
+    )
     batch_size: PositiveInt = Field(16, description="groups per optimiser step")
     warmup: Share = 0.1
     schedule: Literal["linear", "cosine", "constant"] = "constant"

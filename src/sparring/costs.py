@@ -8,7 +8,7 @@ from typing import Any
 from sparring.report.records import Row, Run, number
 
 Costs = dict[str, Any]
-PARTS = {"sft": "sft", "played": "play", "pairs": "score", "player": "learn"}
+PARTS = {"sft": "sft", "played": "play", "pairs": "score", "rewards": "score", "scored": "score", "player": "learn"}
 WEIGHTS = "*.safetensors"
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from sparring.config import Config
 from sparring.config_dpo import DPOConfig, reference_of
 from sparring.configfile import build_config
-from sparring.evaluation.examine import examine
+from sparring.evaluation.examine import examination
 from sparring.evaluation.judge import judge
 from sparring.evaluation.preferred import choose_preferred, preferred
 from sparring.evaluation.quantisation import quantisation_cost
@@ -55,6 +55,5 @@ def prefer(session: Session) -> Phase:
     told = once("0/preferred", preferred, data, pairs, player)
     judged = [scorer.judge(data, one) for one in (before, base, scores)]
     best = once("best", choose_preferred, judged[0], judged[2], told)
-    if "test_examples" in data.facts:
-        once("test", examine, data, start, start if best.facts["player"] == "sft" else player, player)
+    examination(session, data, start, start if best.facts["player"] == "sft" else player, player, scorer.examiner)
     return best

@@ -66,13 +66,19 @@ MADE_FROM |= dict.fromkeys(
 )
 
 
-def lender(folder: Path, same: Event) -> Callable[[str], Path | None]:
-    """Finished phases before self-play in another run's folder that were made as a run of `same` would make them."""
+def lender(folder: Path, same: Event) -> Callable[[str, str], Path | None]:
+    """Finished phases in another run's folder that were made as a run of `same` would make them.
+
+    What it returns is asked by a phase's name and the fingerprint of all that it is to be made from. Of a run that is
+    not the same in all, phases before self-play are lent whose making is.
+    """
     theirs = same_of(folder / "run.lock.yaml")
     mine = json.loads(json.dumps(same))
 
-    def lend(name: str) -> Path | None:
+    def lend(name: str, fingerprint: str) -> Path | None:
         found = folder / name
+        if read_marker(found).get("fingerprint") == fingerprint:
+            return found
         if name not in MADE_FROM or not found.exists():
             return None
         return found if all(mine.get(part) == theirs.get(part) for part in MADE_FROM[name]) else None

@@ -49,7 +49,7 @@ def run_folder(config: Config) -> Path:
 def open_session(config: Config, run: Run, command: str = "", like: Path | None = None) -> Session:
     """Find base and data, check them, and claim the run folder; loads no weights.
 
-    like  another run's folder: what it has made in the same way before self-play is copied, not made again
+    like  another run's folder: what it has made in the same way is copied, not made again
     """
     missing = [name for name in config.track if importlib.util.find_spec(name) is None]
     if missing:
@@ -127,7 +127,7 @@ def run_job(
     Called again after a kill, it goes on from there. In each process that torchrun or accelerate started it does a
     part of the job, and one writes.
     command  what the user typed, for the report
-    like     another run's folder, with the same beginning
+    like     another run's folder, of which is copied what it has made in the same way
     """
     kind = kind_of(config)
     with muster() as crew, Run(run_folder(config), crew) as run:

@@ -24,6 +24,9 @@ from sparring.selfplay import self_play
 from sparring.session import Session
 from sparring.verbs import verb_of
 
+# Keys that came later: they count where they are used, so that older run folders can be gone on with.
+LATER = {"reinforce": ("select",)}
+
 
 def _examples(config: Config, renderer: Renderer) -> Loaded:
     return load_answers(config.data, config.seed, renderer)
@@ -70,4 +73,6 @@ def kind_of(config: Config) -> Kind:
 
 
 def _section(config: Config, name: str) -> dict[str, Any]:
-    return {name: getattr(config, name).model_dump(mode="json")}
+    section = getattr(config, name)
+    unused = {key for key in LATER.get(name, ()) if getattr(section, key) == type(section).model_fields[key].default}
+    return {name: section.model_dump(mode="json", exclude=unused)}

@@ -105,7 +105,7 @@ def learn(
     sizes, flops = _pair_sizes(session.ring.base, rows), Flops.of(model)
     budget = budget_of(session, folder, pair_rows(rows[sizes.longest]))
     task = PairTask(session.ring.base, rows, config.selfplay, iteration, budget.tokens, *_known(pairs))
-    once = _epoch(sizes, config.selfplay.batch_size, flops, budget)
+    once = one_epoch(sizes, config.selfplay.batch_size, flops, budget)
     epochs = epochs_within(session, folder, iteration, once)
     steps = plan_steps(len(rows), config.selfplay.batch_size, epochs, session.seed("order", iteration))
     stopped = fit(
@@ -132,7 +132,7 @@ def go_on(
     sizes, flops = _real_sizes(session.ring.base, rows), Flops.of(model)
     budget = budget_of(session, folder, real_rows([rows[sizes.longest]]))
     task = SFTTask(session.ring.base, rows, budget.tokens)
-    once = _epoch(sizes, config.batch_size, flops, budget)
+    once = one_epoch(sizes, config.batch_size, flops, budget)
     epochs = epochs_within(session, folder, iteration, once)
     steps = plan_steps(len(rows), config.batch_size, epochs, session.seed("order", iteration))
     stopped = fit(
@@ -162,7 +162,7 @@ def _pair_sizes(base: Base, rows: Rows[Pair]) -> Sizes:
     return Sizes.of(base, rows.lengths("prompt_ids"), [[real, *others] for real, others in both])
 
 
-def _epoch(sizes: Sizes, per_step: int, flops: Flops, budget: Budget) -> Cost:
+def one_epoch(sizes: Sizes, per_step: int, flops: Flops, budget: Budget) -> Cost:
     """What all items take once."""
     took = sizes.took(flops, range(len(sizes.tokens)), budget.checkpointing)
     return Cost(len(sizes.tokens) / per_step, took["tokens"], took["flops"])

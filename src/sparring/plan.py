@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from sparring.asked import asked_study
 from sparring.config import Config
 from sparring.job import Found, identify, run_folder
 from sparring.models.base import Base, context_of, load_base, read_config
@@ -43,7 +44,7 @@ def plan(config: Config) -> Plan:
     """Read config, data and base, time a few passes, and say what the config's verb will do. Raises as it would."""
     found, verb = identify(config), verb_of(config)
     config, renderer = found.config, found.renderer
-    if verb == "reinforce" or (config.scorer is not None and verb != "reward"):
+    if verb == "reinforce" or ((config.scorer is not None or config.evaluation.best_of > 1) and verb != "reward"):
         check_scorer(wanted_scorer(config), renderer, found.same["base fingerprint"])
     context = context_of(read_config(found.base_folder, config.model))
     sides = read_sides(config, found.loaded, renderer, context, alone=verb == "reward")
@@ -64,6 +65,7 @@ def plan(config: Config) -> Plan:
         *head(found, base, parameters, draft.estimate["trainable"]),
         *draft.about,
         *draft.steps,
+        *([_study(config)] if config.compare is not None else []),
         *saving_lines(config, base, draft.estimate),
         *(few if draft.held_out < FEW else []),
         *draft.notes,
@@ -76,3 +78,16 @@ def plan(config: Config) -> Plan:
         "config\n" + indent(yaml.safe_dump(facts["config"], sort_keys=False, allow_unicode=True)),
     ]
     return Plan("\n\n".join(parts), facts)
+
+
+def _study(config: Config) -> str:
+    """What `sparring compare` makes of the config."""
+    _, asked, arms = asked_study(config)
+    alike = f"at equal {asked.match}" if asked.axis is None else f"along {asked.axis.key}, at the same data"
+    tested = sum(arm.best_of > 1 for arm in arms)
+    ranked = f"; {tested} of them train nothing: the best of n answers of another's players" if tested else ""
+    return (
+        f"then: {len(arms)} arms × {len(asked.seeds)} seeds {alike}, each run of about the time estimated below; "
+        f"{asked.target} against {asked.reference} in {asked.primary}, each arm's value tried on "
+        f"{min(asked.tune_seeds, len(asked.seeds))} of the seeds{ranked}"
+    )

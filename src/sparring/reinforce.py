@@ -6,7 +6,7 @@
         reward  r_ik = r(x_i, y_ik),  A_ik = how much better than its group
         score   log p_θt and log p_θ0 of every token                 once, so learning holds one model
         learn   θ_{t+1} = argmin_θ  Σ -min(ρ·A, clip(ρ)·A) + β·KL(p_θ || p_θ0),   ρ = p_θ / p_θt of a token
-    output  the best of θ_0 … θ_T by the scorer's mean on held-out prompts; held-out NLL is shown beside it
+    output  the best of θ_0 … θ_T by the scorer's mean on held-out prompts, or another metric; held-out NLL is shown
 
 The advantages (GRPO, RLOO, REINFORCE) and the loss are in objectives/policy_gradient.py. `once` makes a phase or finds
 it finished: resuming a killed run is calling this again. What is checked on the way: the answers are samples of the
@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from sparring.config import Config
 from sparring.errors import ConfigError
-from sparring.evaluation.choose import choose, tidy
-from sparring.evaluation.examine import examine
+from sparring.evaluation.choose import choose, metric_of, tidy
+from sparring.evaluation.examine import examination
 from sparring.evaluation.quantisation import quantisation_cost
 from sparring.evaluation.valued import judge_valued
 from sparring.improving import improve
@@ -33,6 +33,7 @@ from sparring.session import Session
 def reinforce(session: Session) -> Phase:
     """Sample, reward, learn; returns the phase that says which player is best and why."""
     once, scorer = session.once, scorer_print(session)
+    metric = metric_of(settings_of(session).select)
     data = once("data", prepare_data)
     if session.quantised:
         once("quantisation", quantisation_cost, data)
@@ -51,11 +52,10 @@ def reinforce(session: Session) -> Phase:
         scores = once(f"{t}/scores", judge_valued, data, player, start, first, label=f"θ_{t + 1}", scorer=scorer)
         judged.append(scores)
         players[str(t)] = player
-        tidy(session, judged, players, metric="reward")
+        tidy(session, judged, players, metric=metric)
 
-    best = once("best", choose, *judged, metric="reward")
-    if "test_examples" in data.facts:
-        once("test", examine, data, start, players[best.facts["player"]], player)
+    best = once("best", choose, *judged, metric=metric)
+    examination(session, data, start, players[best.facts["player"]], player, scorer)
     return best
 
 

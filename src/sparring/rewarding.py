@@ -16,7 +16,8 @@ import torch
 
 from sparring.config import Config
 from sparring.config_reinforce import ReinforceConfig
-from sparring.data.pairs import Group, Played, Prompt, Rewarded, Rows, write_rows, write_stream
+from sparring.data.pairs import Group, Played, Rewarded, Rows, write_rows, write_stream
+from sparring.drawn import drawn, how_many
 from sparring.errors import ConfigError, LawBroken, RewardError
 from sparring.generation.play import play_prompts, played_rows
 from sparring.models.base import fingerprint_base
@@ -64,6 +65,11 @@ def scorer_print(session: Session) -> str:
     return check_scorer(wanted_scorer(config), session.renderer, fingerprint_base(session.base_folder, config.model))
 
 
+def examiner(session: Session) -> str:
+    """The fingerprint of what scores test answers where nothing else asks for a scorer; "" if nothing does."""
+    return scorer_print(session) if session.config.scorer or session.config.evaluation.best_of > 1 else ""
+
+
 def scorer_of(session: Session) -> Scorer:
     """What rewards are given by."""
     return build_scorer(wanted_scorer(session.config), session)
@@ -85,17 +91,9 @@ def worth(scorer: Scorer, answers: Sequence[Answered]) -> list[float]:
 
 def play_groups(session: Session, folder: Path, data: Phase, player: Phase, *, iteration: int) -> Event:
     """y_1 … y_K ~ p_theta_t(.|x) for the iteration's prompts."""
-    prompts = _drawn(session, data, iteration)
-    return play_prompts(session, folder, data, player, prompts, settings_of(session).samples, iteration)
-
-
-def _drawn(session: Session, data: Phase, iteration: int) -> Sequence[Prompt]:
-    """The training prompts of an iteration: all, or `reinforce.prompts` of them, in order."""
-    prompts, wanted = session.prompts(data, "train"), settings_of(session).prompts
-    if wanted is None or wanted >= len(prompts):
-        return prompts
-    generator = torch.Generator().manual_seed(session.seed("prompts", iteration))
-    return [prompts[i] for i in sorted(torch.randperm(len(prompts), generator=generator)[:wanted].tolist())]
+    settings = settings_of(session)
+    prompts = drawn(session, data, how_many(session, settings, data, player, iteration), iteration)
+    return play_prompts(session, folder, data, player, prompts, settings.samples, iteration)
 
 
 # ---------------------------------------------------------------- rewards
@@ -132,7 +130,8 @@ def score_groups(
     """
     who, first, fresh = session.player(player), session.player(start), played_rows(played.folder)
     check_player(played, who)
-    check_asked(session, _drawn(session, data, iteration), played, fresh)
+    asked = drawn(session, data, played.facts["answers"] // settings_of(session).samples, iteration)
+    check_asked(session, asked, played, fresh)
     worths = Rows([rewards.folder / "rewards.arrow"], Rewarded)
     counts = {"groups": 0, "skipped": 0, "tokens": 0, "flops": 0}
     gap = [0.0, 0.0]  # squares of how far log-probs when sampled and when scored are apart, and how many

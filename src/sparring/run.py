@@ -62,7 +62,7 @@ class Run:
     """One run folder, locked while open. Use as a context manager.
 
     listeners get every event; the command line draws progress from them.
-    lender    gives a finished phase of the same name and making in another run folder, or None
+    lender    gives a finished phase of the same name and making (fingerprint) in another run folder, or None
     crew      the processes that work on it; what only writes or tells does nothing in all but one
     """
 
@@ -70,7 +70,7 @@ class Run:
         self.folder = folder
         self.crew = crew or Crew()
         self.listeners: list[Callable[[Event], None]] = []
-        self.lender: Callable[[str], Path | None] = lambda name: None
+        self.lender: Callable[[str, str], Path | None] = lambda name, fingerprint: None
         self.identity = ""
         self._visited: list[Phase] = []
         self._current: tuple[str, Path] | None = None
@@ -147,8 +147,7 @@ class Run:
         inputs    phases, or None; settings: JSON values. Both go into the fingerprint, with the run's identity.
         Raises RunError when the finished phase was made from something else, or has lost files.
         """
-        sources = [item.fingerprint if isinstance(item, Phase) else item for item in inputs]
-        fingerprint = digest([self.identity, name, sources, settings])
+        fingerprint = self._made_from(name, inputs, settings)
         folder = self.folder / name
         found = self.crew.decide(folder.exists)
         if not found:
@@ -160,6 +159,18 @@ class Run:
         if not found:
             self.gather()
         return phase
+
+    def renew(self, name: str, make: Callable[..., Event | None], *inputs: Any, **settings: Any) -> Phase:
+        """`once`, for a phase on which nothing stands: made from other inputs or settings, it is made again."""
+        folder = self.folder / name
+        made_from = self._made_from(name, inputs, settings)
+        if self.crew.writes and folder.exists() and read_marker(folder).get("fingerprint") != made_from:
+            remove(folder)
+        return self.once(name, make, *inputs, **settings)
+
+    def _made_from(self, name: str, inputs: tuple[Any, ...], settings: dict[str, Any]) -> str:
+        sources = [item.fingerprint if isinstance(item, Phase) else item for item in inputs]
+        return digest([self.identity, name, sources, settings])
 
     def _verify(self, folder: Path, fingerprint: str) -> None:
         """Raise RunError unless a finished phase is whole, unchanged, and made from these inputs."""
@@ -189,7 +200,7 @@ class Run:
         settings: dict[str, Any],
     ) -> None:
         partial = folder.with_name(folder.name + ".partial")
-        if self.crew.writes and (lent := self.lender(name)) is not None:
+        if self.crew.writes and (lent := self.lender(name, fingerprint)) is not None:
             borrow(lent, partial, fingerprint)
         elif self.crew.writes and read_marker(partial).get("fingerprint") != fingerprint:
             remove(partial)

@@ -12,7 +12,7 @@ from pathlib import Path
 from sparring.data.pairs import Pair, Rows, write_stream
 from sparring.evaluation.valued import value
 from sparring.opponent import BATCH
-from sparring.rewarding import scorer_of, scorer_print
+from sparring.rewarding import examiner, scorer_of
 from sparring.rewards.rank import filter_pairs
 from sparring.rewards.scorer import Scorer
 from sparring.run import Event, Phase
@@ -26,11 +26,13 @@ class Valuing:
     """The scorer's part in one run of self-play.
 
     fingerprint  the scorer's, "" without one
+    examiner     that of the scorer of the test, which may be the default one; "" without one
     said         what it said of the players, by the name of their judgement
     """
 
     session: Session
     fingerprint: str
+    examiner: str = ""
     said: dict[str, Phase] = field(default_factory=dict)
 
     @property
@@ -60,7 +62,8 @@ class Valuing:
 
 def valuing(session: Session) -> Valuing:
     """The scorer's part in a run, after all that can be found wrong with it before a model is loaded."""
-    return Valuing(session, scorer_print(session) if session.config.scorer else "")
+    found = examiner(session)
+    return Valuing(session, found if session.config.scorer else "", found)
 
 
 def keep_better(session: Session, folder: Path, pairs: Phase, *, scorer: str, iteration: int) -> Event:

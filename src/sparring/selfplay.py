@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from sparring.controls import RULES
 from sparring.evaluation.choose import choose, tidy
-from sparring.evaluation.examine import examine
+from sparring.evaluation.examine import examination
 from sparring.evaluation.judge import judge
 from sparring.evaluation.quantisation import quantisation_cost
 from sparring.learning import fine_tune
@@ -57,6 +57,5 @@ def self_play(session: Session) -> Phase:
         tidy(session, judged, players)
 
     best = once("best", choose, *judged)
-    if "test_examples" in data.facts:
-        once("test", examine, data, start, players[best.facts["player"]], opponent)
+    examination(session, data, start, players[best.facts["player"]], opponent, scorer.examiner)
     return best

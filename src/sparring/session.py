@@ -68,6 +68,10 @@ class Session:
         """`Run.once` with this session as the first argument of `make`."""
         return self.run.once(name, partial(make, self), *inputs, **settings)
 
+    def renew(self, name: str, make: Callable[..., Event | None], *inputs: Phase | None, **settings: Any) -> Phase:
+        """`Run.renew` with this session as the first argument of `make`."""
+        return self.run.renew(name, partial(make, self), *inputs, **settings)
+
     def seed(self, *parts: Any) -> int:
         """A 31-bit seed for one purpose, from the run's seed."""
         return int(digest([self.config.seed, *parts]), 16) % 2**31

@@ -40,12 +40,12 @@ def bring_together(
     adjusted = _family(asked, ran, differences)
     words = Words(asked, {one.arm.name: one.arm.label for one in ran}, adjusted)
     arms = [_arm(folder, words, one, rows, differences) for one in ran]
-    primary = {pair: found[asked.primary] for pair, found in differences.items() if asked.primary in found}
+    primary = {pair: found[asked.metric] for pair, found in differences.items() if asked.metric in found}
     lock = read_run(ran[0].folders[0]).lock
     content = {
         "name": config.name,
         "finished": True,
-        "primary": asked.primary,
+        "primary": asked.metric,
         "match": asked.match if asked.axis is None else "",
         "seeds": list(asked.seeds),
         "target": asked.target,
@@ -92,14 +92,21 @@ def _differences(mine: Measured, theirs: Measured) -> dict[str, Difference]:
     for name, metric in METRICS.items():
         a, b = matrices(metric, mine.best), matrices(metric, theirs.best)
         if a is not None and b is not None and metric.per != "set":
-            found[name] = _bounded(compare(a[0], b[0], a[1], better=metric.better), metric)
+            found[name] = _bounded(compare(a[0], b[0], a[1], better=metric.better), metric, (a, b))
     return found
 
 
 def _pairs(asked: CompareConfig, ran: Sequence[Ran]) -> list[Pair]:
-    """Which arm is compared with which: with the reference and SFT, or along an axis as the arms say."""
-    usual = (asked.reference, "sft")
-    pairs = [(one.arm.name, other) for one in ran for other in (usual if one.arm.against is None else one.arm.against)]
+    """Which arm is compared with which: with the reference and SFT, or along an axis as the arms say.
+
+    The best of n answers also with one answer of the same players, and with the best of n of the reference.
+    """
+    known, pairs = {one.arm.name for one in ran}, []
+    for one in ran:
+        arm = one.arm
+        ranked = (arm.after, f"{asked.reference}-best-of-{arm.best_of}") if arm.best_of > 1 else ()
+        others = (asked.reference, "sft", *ranked) if arm.against is None else arm.against
+        pairs += [(arm.name, other) for other in others if other in known]
     return [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1]]
 
 
@@ -110,7 +117,7 @@ def _family(
     own = {one.arm.name for one in ran if one.arm.against is not None}
     family = {}
     for pair, of_metric in found.items():
-        p = of_metric[asked.primary].p if asked.primary in of_metric else None
+        p = of_metric[asked.metric].p if asked.metric in of_metric else None
         if p is not None and (pair[0] in own or pair[1] == asked.reference):
             family[pair] = p
     return holm(family)
@@ -124,9 +131,14 @@ def _axis(asked: CompareConfig, ran: Sequence[Ran]) -> dict[str, Any] | None:
     return {"key": asked.axis.key, "pairs": list(zip(names[::2], names[1::2], strict=True))}
 
 
-def _bounded(found: Difference, metric: Metric) -> Difference:
-    """Where no prompt showed any difference in a share, 3/P: what as many prompts can exclude (the rule of three)."""
-    if metric.unit != "share" or not found.mean == found.low == found.high == 0:
+def _bounded(found: Difference, metric: Metric, measured: Sequence[tuple[Any, Any]]) -> Difference:
+    """Where no prompt showed any difference in a share, 3/P: what as many prompts can exclude (the rule of three).
+
+    A scorer's means are shares where all of them are between 0 and 1. measured: as `matrices` gives them.
+    """
+    means = [numbers / weights for numbers, weights in measured]
+    share = metric.unit == "share" or (metric.key == "reward" and all(((m >= 0) & (m <= 1)).all() for m in means))
+    if not share or not found.mean == found.low == found.high == 0:
         return found
     return replace(found, low=-3 / found.prompts, high=3 / found.prompts)
 
@@ -165,6 +177,7 @@ def _arm(
         "label": arm.label,
         "what": arm.what,
         "settings": dotted(arm.settings),
+        "best_of": arm.best_of,
         "grid": grid if arm.values else None,
         "values": _values(mine.best, mine.facts),
         "last": _values(mine.last, []),

@@ -3,6 +3,7 @@
     for every seed              θ_0, the arm `sft`; all arms with the same settings of fine-tuning start from it
     target arm                  its learning rate chosen on held-out data; what it spends is the budget
     every other arm             the same grid of learning rates, the target's budget
+    the best of n answers       of an arm's players, which are not made again
     test prompts                the same for all arms and seeds; they choose nothing
 
 Along an axis (axis.py) each value has its own θ_0 and grids, and no budget is made equal.
@@ -23,37 +24,34 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sparring.allowance import spent_on_play
-from sparring.arms import Arm, Ran, prefers, sections
-from sparring.axis import asked_arms, taken
-from sparring.config import CompareConfig, Config
+from sparring.allowance import rounds, spent_on_play
+from sparring.arms import LIKELIHOODS, Arm, Ran, prefers, rewarded, sections
+from sparring.asked import asked_study, is_scored
+from sparring.axis import taken
+from sparring.config import Config
 from sparring.configfile import changed
-from sparring.data.preferences import check_pairs
-from sparring.data.selfplayed import is_run
 from sparring.errors import ConfigError, RunError
+from sparring.evaluation.metrics import METRICS
 from sparring.files import read_json
 from sparring.job import identify, run_folder
 from sparring.kinds import kind_of
 from sparring.ledger import Asked, claim
 from sparring.machine import available_threads
+from sparring.rewards.build import check_scorer
 from sparring.start import settled
 from sparring.studied import bring_together
 from sparring.verbs import SECTIONS
 from sparring.workers import Done, Task, carry_out, last
 
 Say = Callable[[str], None]
-LABORATORY_TEST = 300  # prompts
-OF_A_RUN = 0.5  # of its held-out prompts
 
 
 class Study:
     """One comparison in progress."""
 
     def __init__(self, config: Config, say: Say = print) -> None:
-        asked = config.compare or CompareConfig()
-        self.config, self.say = _with_test(settled(config), asked), say
-        self.compare, arms = asked_arms(self.config, asked)
-        self.config = _with_pairs(self.config, arms)
+        self.config, self.compare, arms = asked_study(settled(config))
+        self.say = say
         self.folder = study_folder(config)
         self.chosen: dict[str, Any] = {}
         self.failed: dict[Path, str] = {}
@@ -64,7 +62,7 @@ class Study:
     def _checked(self, arm: Arm) -> Arm:
         """The arm with its values as the config reads them; one that does not play is given no budget."""
         made = [self._config(arm, value, self.compare.seeds[0]) for value in arm.values or [None]]
-        plays = all(config.selfplay.iterations > 0 for config in made)
+        plays = all(rounds(config) > 0 for config in made)
         if not plays and arm.key == "selfplay.lr":
             return replace(arm, key=None, values=[], matched=False)
         values = [reduce(getattr, arm.key.split("."), config) for config in made] if arm.key else []
@@ -76,9 +74,10 @@ class Study:
         """Make all runs; each is found again if it is finished, and goes on if it was killed."""
         self.say(f"{len(self.arms)} arms, {len(self.compare.seeds)} seeds: {self._count()} runs in {self.folder}")
         first = [arm for arm in self.arms if arm.after is None]
-        others = [arm for arm in self.arms if arm.after is not None]
+        ranked = [arm for arm in self.arms if arm.best_of > 1]
+        others = [arm for arm in self.arms if arm.after is not None and arm not in ranked]
         budget = [arm for arm in others if arm.name == self.compare.target and arm.matched]
-        for wave in (first, budget, [arm for arm in others if arm not in budget]):
+        for wave in (first, budget, [arm for arm in others if arm not in budget], ranked):
             if wave:
                 self._make([self._following(arm) for arm in wave])
 
@@ -151,7 +150,8 @@ class Study:
             raise RunError(
                 f"arm {arm.name}: learning broke down with every value of {arm.key} that was tried ({why[0]})"
             )
-        best = max(known) if self.compare.primary == "match" else min(known)
+        pick = max if METRICS[self.compare.metric].better == "higher" else min
+        best = pick(known)
         return arm.values[means.index(best)]
 
     def validation(self, arm: Arm) -> list[float | None]:
@@ -173,7 +173,7 @@ class Study:
             target = self._named(self.compare.target)
             spent = spent_on_play(
                 self.task(target, self.chosen[target.name], seed).folder,
-                self._config(target, self.chosen[target.name], seed).selfplay.iterations,
+                rounds(self._config(target, self.chosen[target.name], seed)),
             )
             budget = {"unit": self.compare.match, "amount": max(spent[self.compare.match], 1e-9)}
             config = changed(config, {"selfplay.budget": budget})
@@ -182,10 +182,12 @@ class Study:
 
     def _config(self, arm: Arm, value: Any, seed: int) -> Config:
         thinks = arm.settings.get("evaluation.prompting.style") in ("chain_of_thought", "reflection")
-        select = "match" if thinks and self.config.evaluation.match else self.compare.primary
+        unlikely = thinks and self.compare.primary in LIKELIHOODS
+        select = "match" if unlikely and self.config.evaluation.match else self.compare.primary
         others = dict.fromkeys(name for name in SECTIONS if name not in sections(arm))
         settings = {**others, **arm.settings, "compare": None, "track": [], "seed": seed, "evaluation.select": select}
         settings |= {"dpo.select": select} if prefers(arm) else {}
+        settings |= {"reinforce.select": select} if rewarded(arm) else {}
         if arm.key is not None:
             settings[arm.key] = value
         place = self.folder / "arms" / arm.name
@@ -227,7 +229,10 @@ class Study:
         compare = self.compare.model_dump(mode="json", exclude=left_out)
         used = {name for arm in self.arms for name in sections(arm) if getattr(self.config, name) is not None}
         own = {name: getattr(self.config, name).model_dump(mode="json") for name in sorted(used)}
-        same = {**identify(changed(self.config, dict.fromkeys(SECTIONS))).same, **own, "compare": compare}
+        found = identify(changed(self.config, dict.fromkeys(SECTIONS)))
+        same = {**found.same, **own, "compare": compare}
+        if is_scored(self.compare, self.arms) and self.config.scorer is not None:
+            same["scorer"] = check_scorer(self.config.scorer, found.renderer, same["base fingerprint"])
         del same["seed"]
         asked = {"arms": [arm.name for arm in self.arms], "seeds": list(self.compare.seeds)}
         return claim(self.folder, same, asked, self.config.model_dump(mode="json"))
@@ -237,26 +242,6 @@ def study_folder(config: Config) -> Path:
     """Where a study lives: runs/name.compare."""
     folder = run_folder(config)
     return folder.with_name(f"{folder.name}.compare")
-
-
-def _with_test(config: Config, compare: CompareConfig) -> Config:
-    """A study needs a test split that chooses nothing; the judge needs answers to choose by."""
-    if compare.primary == "match" and config.evaluation.match is None:
-        raise ConfigError("compare.primary is match, but evaluation.match does not say what must match; give it")
-    data = config.data
-    if data.test or data.test_split or data.test_size:
-        return config
-    size = LABORATORY_TEST if config.in_laboratory else OF_A_RUN if is_run(data.train) else data.eval_size
-    return changed(config, {"data.test_size": size})
-
-
-def _with_pairs(config: Config, arms: Sequence[Arm]) -> Config:
-    """Where an arm learns from pairs, the chosen answers are real ones for all; DataError if there are none."""
-    arm = next((arm for arm in arms if prefers(arm)), None)
-    if arm is None:
-        return config
-    check_pairs(config.data, config.seed, f'arm "{arm.name}"')
-    return changed(config, {"data.answers": "chosen"})
 
 
 def _best(folder: Path) -> float:

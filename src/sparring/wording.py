@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.arms import Ran
+from sparring.arms import Ran, rewarded
 from sparring.config import CompareConfig
 from sparring.evaluation.metrics import METRICS
 from sparring.evaluation.paired import CLAIM, Difference
@@ -26,7 +26,7 @@ class Words:
 
     def headline(self, arms: Sequence[Mapping[str, Any]], found: Mapping[Pair, Difference]) -> str:
         """The verdict on the primary metric: target against reference, or all that an axis compares."""
-        asked, name = self.asked, self.asked.primary
+        asked, name = self.asked, self.asked.metric
         pair = (asked.target, asked.reference)
         if pair not in found:
             return f"{METRICS[name].label} was not measured for both {asked.target} and {asked.reference}: no verdict."
@@ -52,7 +52,7 @@ class Words:
 
     def of(self, pair: Pair, name: str, found: Difference) -> dict[str, Any]:
         """A difference as study.json keeps it. Only those declared, on the primary metric, are in the family."""
-        primary = name == self.asked.primary
+        primary = name == self.asked.metric
         holm_p = self.adjusted.get(pair) if primary else None
         smallest = self.asked.smallest if primary else None
         names = (self.labels[pair[0]], self.labels[pair[1]])
@@ -69,7 +69,7 @@ class Words:
 
 def notes(asked: CompareConfig, ran: Sequence[Ran], history: list[dict[str, Any]]) -> list[str]:
     """What was made equal, corrected, chosen, and added later."""
-    said = [_equal(asked, ran), _corrected(asked)]
+    said = [_equal(asked, ran), _corrected(asked), *_ranked(ran)]
     tried = [one.arm for one in ran if len(one.arm.values) > 1]
     if tried:
         seeds = asked.seeds[: asked.tune_seeds]
@@ -96,14 +96,28 @@ def _equal(asked: CompareConfig, ran: Sequence[Ran]) -> str:
     label = next(one.arm.label for one in ran if one.arm.name == asked.target)
     return (
         f"Every arm spends the same {unit} on self-play, or on what stands in its place, as {label} did with the same "
-        "seed; judging is not counted."
+        f"seed; judging is not counted{', nor is what the scorer computes' * any(rewarded(one.arm) for one in ran)}."
     )
+
+
+def _ranked(ran: Sequence[Ran]) -> list[str]:
+    """What the best of n answers costs."""
+    labels = {one.arm.name: one.arm.label for one in ran}
+    made = [one.arm for one in ran if one.arm.best_of > 1]
+    if not made:
+        return []
+    trained = ", ".join(dict.fromkeys(labels[arm.after or ""] for arm in made))
+    times = " or ".join(str(many) for many in sorted({arm.best_of for arm in made}))
+    return [
+        f"The best of n answers is of players that were not trained again: the budget shown is that of {trained}. Each "
+        f"answer costs {times} times the sampled tokens, and as many scores, which no budget makes equal."
+    ]
 
 
 def _corrected(asked: CompareConfig) -> str:
     family = "with the reference" if asked.axis is None else "with the first value, and of self-play with its own SFT,"
     return (
-        f"Only the comparisons of {METRICS[asked.primary].label} {family} are corrected for their number; "
+        f"Only the comparisons of {METRICS[asked.metric].label} {family} are corrected for their number; "
         "all others are shown as they are, and among many some come out by chance."
     )
 
@@ -131,7 +145,7 @@ def _apart(asked: CompareConfig, ran: Sequence[Ran], arms: Sequence[Mapping[str,
     spent = {arm["name"]: arm["budget"][asked.match] for arm in arms}
     goal = spent[asked.target]
     for one in ran:
-        if one.arm.matched and goal and abs(spent[one.arm.name] / goal - 1) > APART:
+        if one.arm.matched and one.arm.best_of == 1 and goal and abs(spent[one.arm.name] / goal - 1) > APART:
             why = "an iteration of one of them was stopped early, or a step cannot be cut"
             if asked.match == "seconds":
                 why = "seconds are a forecast, or " + why

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from sparring.allowance import spent, spent_on_play
+from sparring.drawn import how_many
 from sparring.errors import RunError
+from sparring.reinforce import reinforce
+from sparring.rewarding import settings_of
 from sparring.run import Event
 from sparring.selfplay import self_play
-from tests.laws.lab import session
+from tests.laws.lab import Game, session
 
 SHORT = ("selfplay.iterations=2", "evaluation.samples=1", "selfplay.stop_nll_rise=null", "selfplay.stop_real_drop=null")
+
+
+REWARDED = ("reinforce.iterations=2", "reinforce.samples=4", "reinforce.lr=2e-3", "reinforce.batch_size=8")
 
 
 def played(folder: Path, *settings: str) -> Event:
@@ -78,3 +85,60 @@ def test_seconds_need_something_to_forecast_from(tmp_path: Path) -> None:
     settings = ("sft.epochs=0", "selfplay.negatives=none", "selfplay.budget={unit: seconds, amount: 5}")
     with session(tmp_path, *SHORT, *settings) as opened, pytest.raises(RunError, match="give it in flops, tokens"):
         self_play(opened)
+
+
+# ---------------------------------------------------------------- learning from rewards
+
+
+def facts(run: Path, phase: str) -> Event:
+    found: Event = json.loads((run / phase / "phase.json").read_text())["facts"]
+    return found
+
+
+@pytest.mark.parametrize("unit", ["flops", "tokens", "steps"])
+def test_rl_spends_what_the_target_spent(tmp_path: Path, target: Event, unit: str) -> None:
+    """Groups of answers are played and scored for it: it asks fewer prompts, and learns with what is left."""
+    budget = f"selfplay.budget={{unit: {unit}, amount: {target[unit]}}}"
+    with session(tmp_path, *SHORT, *REWARDED, budget) as opened:
+        reinforce(opened)
+        run = opened.run.folder
+        found = spent_on_play(run, 2)
+        asked = [facts(run, f"{t}/played")["answers"] / 4 for t in (0, 1)]
+        assert found[unit] == pytest.approx(target[unit], rel=0.02)
+        assert all(8 <= prompts < 48 for prompts in asked), "prompts are drawn by what they cost"
+        for t in (0, 1):
+            assert 0.5 < facts(run, f"{t}/player")["passes"] <= 4
+
+
+def test_all_phases_of_rl_are_in_the_budget(tmp_path: Path) -> None:
+    with session(tmp_path, *SHORT, *REWARDED, "reinforce.prompts=16") as opened:
+        reinforce(opened)
+        run = opened.run.folder
+        phases = [spent(run / str(t) / name) for t in (0, 1) for name in ("played", "rewards", "scored", "player")]
+        total = spent_on_play(run, 2)
+        assert all(total[unit] == pytest.approx(sum(one[unit] for one in phases)) for unit in total)
+        assert spent(run / "1" / "scored")["flops"] > 0
+        assert facts(run, "0/player")["passes"] == 1
+
+
+def test_the_number_of_prompts_follows_from_finished_phases(tmp_path: Path) -> None:
+    """So a restart in the middle of playing asks the same ones. A smaller budget asks fewer, but at least a batch."""
+    asked = []
+    for amount in (3.0e9, 1.5e9, 1.0):
+        budget = f"selfplay.budget={{unit: flops, amount: {amount}}}"
+        with session(tmp_path, *SHORT, *REWARDED, budget, name=f"of-{amount:g}") as opened:
+            game = Game(opened)
+            config = settings_of(opened)
+            asked.append(how_many(opened, config, game.data, game.start, 0))
+            assert asked[-1] == how_many(opened, config, game.data, game.start, 0)
+    assert asked[0] > asked[1] > asked[2] == config.batch_size
+
+
+def test_what_is_left_over_is_said(tmp_path: Path) -> None:
+    settings = ("reinforce.prompts=8", "selfplay.budget={unit: flops, amount: 1e11}")
+    with session(tmp_path, *SHORT, *REWARDED, *settings) as opened:
+        reinforce(opened)
+        assert [facts(opened.run.folder, f"{t}/player")["passes"] for t in (0, 1)] == [4, 4]
+        log = (opened.run.folder / "metrics.jsonl").read_text()
+        assert "4 are made, for the same answers teach less each time, and the rest is left to the next" in log
+        assert "and the rest is not spent" in log

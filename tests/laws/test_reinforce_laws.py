@@ -16,6 +16,7 @@ from sparring.errors import ConfigError, LawBroken, RewardError
 from sparring.evaluation.valued import alarms, judge_valued
 from sparring.generation.play import played_rows
 from sparring.improving import improve
+from sparring.kinds import kind_of
 from sparring.learning import fine_tune
 from sparring.policy_task import PolicyTask
 from sparring.preparing import prepare_data
@@ -195,6 +196,24 @@ def test_reward_rises_and_the_best_is_chosen_by_it(tmp_path: Path) -> None:
     steps = [event for event in events if event["event"] == "step" and "kl" in event]
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-4)
     assert steps[-1]["kl"] > 0.001
+
+
+def test_another_metric_may_choose(tmp_path: Path) -> None:
+    with lab.session(tmp_path, *SMALL, "reinforce.select=nll", "reinforce.prompts=16") as session:
+        best = reinforce(session)
+    chosen = json.loads((best.folder / "best.json").read_text())
+    assert chosen["metric"] == "nll"
+    assert chosen["value"] == min(chosen["values"].values())
+    assert len(chosen["values"]) == 3
+
+
+def test_what_chooses_counts_only_where_it_is_not_the_scorer(tmp_path: Path) -> None:
+    """So a run folder that was made before there was a choice can be gone on with."""
+    usual, other = (lab.config(tmp_path, *SMALL, f"reinforce.select={name}") for name in ("scorer", "nll"))
+    assert "select" not in kind_of(usual).decides(usual)["reinforce"]
+    assert kind_of(other).decides(other)["reinforce"]["select"] == "nll"
+    with pytest.raises(ConfigError, match=r'reinforce\.select is "match", but evaluation\.match does not say'):
+        lab.config(tmp_path, "reinforce.select=match")
 
 
 def test_kl_ends_an_iteration(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import random
 import signal
 
+from sparring.allowance import spent_on_play
 from tests.trajectory.arena import KILLED, Arena, Result, assert_same, assert_same_but_command, contents
 
 SETTINGS = {
@@ -52,6 +53,25 @@ def test_killed_at_random_times(arena):
         assert result.code in (KILLED, 0), result.err
     assert reinforced(place).code == 0
     assert_same_but_command(contents(place.run), contents(whole.run))
+
+
+def test_killed_within_a_budget(arena):
+    """As many prompts are asked and as many passes made as in a run that was never killed."""
+    free = make(arena)
+    assert reinforced(free).code == 0
+    amount = 0.8 * spent_on_play(free.run, 2)["flops"]
+    section = {key: value for key, value in SETTINGS["reinforce"].items() if key != "prompts"}
+    settings = {**SETTINGS, "reinforce": section, "selfplay__budget": {"unit": "flops", "amount": amount}}
+    del settings["data__eval_size"]
+    whole, place, drawn = arena(**settings), arena(**settings), random.Random(5)
+    assert reinforced(whole).code == 0
+    for phase in ("0/played", "0/player", "1/played", "1/player"):
+        line, delay = f'"event": "start", "phase": "{phase}"', drawn.uniform(0, 0.1)
+        result = place.go(*VERB, "--json", line=line, delay=delay, signal=signal.SIGKILL)
+        assert result.code in (KILLED, 0), result.err
+    assert reinforced(place).code == 0
+    assert_same_but_command(contents(place.run), contents(whole.run))
+    assert spent_on_play(place.run, 2)["flops"] == spent_on_play(whole.run, 2)["flops"] < 1.1 * amount
 
 
 def test_a_run_of_self_play_is_resumable_as_before(arena):

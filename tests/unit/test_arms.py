@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from sparring.arms import KNOWN, PAIRED, PROMPTED, STANDARD, chosen_arms, learning_rates, prefers
+from sparring.arms import KNOWN, PAIRED, PROMPTED, SCORED, STANDARD, chosen_arms, learning_rates, prefers, rewarded
+from sparring.asked import asked_study
 from sparring.config import CompareConfig, Config
 from sparring.configfile import build_config, changed
 from sparring.errors import ConfigError
+from sparring.rewards.settings import ValidityScore
 
 
 def config(**selfplay: Any) -> Config:
@@ -26,7 +28,7 @@ def test_the_standard_arms_are_those_of_the_algorithm() -> None:
     assert set(STANDARD) == {
         "sft", "continued", "stages", "rank", "spin", "spin-anchor", "stale", "shuffled", "other-prompt", "temperature",
     }  # fmt: skip
-    assert set(KNOWN) == {*STANDARD, *PROMPTED, *PAIRED}
+    assert set(KNOWN) == {*STANDARD, *PROMPTED, *PAIRED, *SCORED}
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))
@@ -140,3 +142,80 @@ def test_an_unknown_key_of_an_own_arm_names_the_nearest() -> None:
         changed(config(), {"selfplay.sample": 4})
     with pytest.raises(ConfigError, match="known"):
         changed(config(), {"selfply.samples": 4})
+
+
+# ---------------------------------------------------------------- learning from rewards, and the best of n
+
+
+def test_rl_has_as_many_iterations_as_self_play_or_those_of_its_own_section() -> None:
+    assert dict(arms(arms=["rl"])["rl"].settings) == {"reinforce.iterations": 3}
+    given = build_config({"selfplay": {"iterations": 3}, "reinforce": {"iterations": 5, "beta": 0.3}})
+    arm = arms(given, arms=["rl"])["rl"]
+    made = changed(given, arm.settings)
+    assert made.reinforce is not None
+    assert (made.reinforce.iterations, made.reinforce.beta) == (5, 0.3)
+    assert (arm.key, tuple(arm.values)) == ("reinforce.lr", tuple(arms(given)["spin"].values))
+    assert rewarded(arm)
+    assert arm.matched
+    assert not any(rewarded(other) for other in arms().values())
+
+
+def test_an_arm_of_ones_own_that_learns_from_rewards_is_tuned_by_its_own_learning_rate() -> None:
+    found = arms(arms=[{"name": "rloo", "settings": {"reinforce.algorithm": "rloo"}}])["rloo"]
+    assert found.key == "reinforce.lr"
+    own = {"name": "rl-k4", "like": "rl", "settings": {"reinforce": {"samples": 4}}}
+    assert arms(arms=[own])["rl-k4"].settings == {"reinforce.iterations": 3, "reinforce.samples": 4}
+
+
+def test_best_of_n_is_another_arms_run_which_is_added() -> None:
+    own = {"name": "four", "like": "spin", "settings": {"selfplay.samples": 4}}
+    found = arms(
+        arms=["rl-best-of-4", "spin-anchor-best-of-8", "four-best-of-2", own, "sft-best-of-8"], primary="scorer"
+    )
+    assert list(found) == ["rl-best-of-4", "spin-anchor-best-of-8", "four-best-of-2", "four", "sft-best-of-8", "sft",
+                           "spin-anchor", "continued", "rl"]  # fmt: skip
+    for name, of, many in (("rl-best-of-4", "rl", 4), ("four-best-of-2", "four", 2), ("sft-best-of-8", "sft", 8)):
+        arm = found[name]
+        assert (arm.after, arm.best_of, arm.key, arm.values) == (of, many, None, [])
+        assert dict(arm.settings) == {**found[of].settings, "evaluation.best_of": many}
+        assert arm.label == f"{found[of].label}, best of {many}"
+        assert arm.matched == found[of].matched  # the same budget, and so the same run
+    assert not found["spin-anchor-best-of-8"].matched  # the target runs as the config says
+
+
+@pytest.mark.parametrize(
+    ("compare", "said"),
+    [
+        ({"arms": ["spin-best-of-8"]}, "has no likelihood, and so no nll, which is compare.primary"),
+        ({"arms": ["spin-best-of-8"], "primary": "exact_kl"}, "no exact_kl"),
+        ({"arms": ["spin-best-of-1"], "primary": "scorer"}, "N is 2 or more"),
+        ({"arms": ["spinn-best-of-8"], "primary": "scorer"}, 'did you mean "spin"'),
+        ({"arms": ["spin-best-of-2-best-of-4"], "primary": "scorer"}, "not known"),
+        ({"arms": [{"name": "spin-best-of-2", "settings": {"selfplay.beta": 1}}], "primary": "scorer"}, "to spin"),
+        ({"arms": ["sft"], "target": "spin-best-of-2", "primary": "scorer"}, "spends nothing"),
+        ({"arms": [{"name": "x", "like": "spin", "settings": {"evaluation.best_of": 4}}]}, "tested alike"),
+        ({"arms": [{"name": "x", "like": "spin", "settings": {"scorer": "validity"}}]}, "tested alike"),
+    ],
+)
+def test_refusals_of_the_best_of_n(compare: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        arms(**compare)
+
+
+def test_the_best_of_n_for_a_whole_study_needs_a_metric_that_it_has() -> None:
+    settings = build_config({"data": {"test_size": 20}, "evaluation": {"best_of": 4}})
+    with pytest.raises(ConfigError, match="leaves the test without nll"):
+        arms(settings)
+    assert arms(settings, primary="scorer")
+
+
+def test_a_study_finds_the_scorer_that_it_needs_or_says_that_there_is_none() -> None:
+    laboratory = build_config({"data": {"train": "laboratory"}, "compare": {"primary": "scorer", "arms": ["sft"]}})
+    assert asked_study(laboratory)[0].scorer == ValidityScore()
+    assert asked_study(build_config({"data": {"train": "laboratory"}, "compare": {}}))[0].scorer is None
+    elsewhere = {"data": {"train": "chats.jsonl"}, "compare": {"arms": ["rl"]}}
+    with pytest.raises(ConfigError, match=r"nothing says what an answer is worth; give scorer"):
+        asked_study(build_config(elsewhere))
+    told = asked_study(build_config({**elsewhere, "evaluation": {"match": "whole"}}))[0].scorer
+    assert told is not None
+    assert told.name == "match"

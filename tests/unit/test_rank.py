@@ -10,7 +10,7 @@ import pytest
 
 from sparring.data.pairs import Pair
 from sparring.errors import RewardError
-from sparring.rewards.rank import best, curve, expected_best, filter_pairs, kl_bound, pair_weights, rank
+from sparring.rewards.rank import best, curve, expected_best, filter_pairs, kl_bound, rank
 from sparring.rewards.scorer import Answered
 
 
@@ -100,9 +100,3 @@ def test_pairs_are_kept_where_the_real_answer_scores_above():
     assert (found.answers, found.kept) == (5, 2)
     assert filter_pairs(ById(), pairs(), gap=1.5).kept == 1
     assert filter_pairs(ById(), []).pairs == []
-
-
-def test_pairs_are_weighted():
-    weights = pair_weights(ById(), pairs(), scale=2.0)
-    assert weights[0] == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1)), 1 / (1 + math.exp(-0.5))])
-    assert weights[2] == [0.5]

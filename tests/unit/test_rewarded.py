@@ -59,8 +59,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write_best(folder: Path, player: str, value: float) -> None:
-    best = {"player": player, "metric": "reward", "value": value, "why": "the highest", "rolled_back": player != "1"}
+def write_best(folder: Path, player: str, value: float, metric: str = "reward") -> None:
+    best = {"player": player, "metric": metric, "value": value, "why": "the highest", "rolled_back": player != "1"}
     (folder / "best" / "best.json").write_text(json.dumps(best))
 
 
@@ -69,6 +69,17 @@ def test_the_verdict_is_about_reward_and_says_where_nll_disagrees(folder: Path) 
     assert said.startswith("Best player: θ₂. Mean held-out reward 0.9500 (validity) against 0.8000 for θ₀ (SFT)")
     assert "difference +0.1500 [+0.1000, +0.2000], 95 % over 100 prompts. The interval lies above 0" in said
     assert "Reward and likelihood disagree: by held-out NLL θ₁ is best (0.1050 against 0.1200)." in said
+
+
+def test_where_another_metric_chose_it_is_named_and_what_the_scorer_would_choose(folder: Path) -> None:
+    write_best(folder, "0", 0.105, "nll")
+    said = verdict(folder)
+    assert said.startswith("Best player by held-out NLL: θ₁. Mean held-out reward 0.8500 (validity) against 0.8000")
+    assert "The scorer and likelihood disagree: by held-out NLL θ₁ is best (0.1050 against 0.1200)" in said
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "The player is chosen by held-out NLL; the middle one is the yardstick" in page
+    write_best(folder, "sft", 0.110, "nll")
+    assert "No iteration is better so; its mean held-out reward 0.8000 (validity): " in verdict(folder)
 
 
 def test_where_they_agree_nothing_is_said_of_it(folder: Path) -> None:

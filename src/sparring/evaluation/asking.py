@@ -147,6 +147,12 @@ def gaps(own: list[list[float]], other: list[list[float]]) -> list[float]:
 
 def match_shares(session: Session, sheet: Sheet, told: Sequence[Row]) -> list[float] | None:
     """Per prompt, the share of samples that match the real answer by `evaluation.match`; None if it is not set."""
+    found = matches(session, sheet, told)
+    return None if found is None else [sum(row) / len(row) for row in found]
+
+
+def matches(session: Session, sheet: Sheet, told: Sequence[Row]) -> list[list[float]] | None:
+    """[prompt][sample]: 1 for an answer that matches the real one by `evaluation.match`, else 0; None if not set."""
     spec = session.config.evaluation.match
     if spec is None:
         return None
@@ -158,8 +164,19 @@ def match_shares(session: Session, sheet: Sheet, told: Sequence[Row]) -> list[fl
             f"evaluation.match finds nothing in {nothing} of {len(wanted)} real answers, so no answer matches these"
         )
     return [
-        sum(real is not None and extract(one.text) == real for one in row) / len(row)
+        [float(real is not None and extract(one.text) == real) for one in row]
         for real, row in zip(wanted, told, strict=True)
+    ]
+
+
+def validities(session: Session, sheet: Sheet, told: Sequence[Row]) -> list[list[float]] | None:
+    """[prompt][sample]: 1 for an answer that ended and is one of the laboratory's valid ones; None elsewhere."""
+    if not session.config.in_laboratory:
+        return None
+    valid = [world.answers(session.renderer.decode(prompt.prompt_ids)) for prompt in sheet.plain]
+    return [
+        [float(one.last.finish == "end" and one.text in right) for one in row]
+        for right, row in zip(valid, told, strict=True)
     ]
 
 

@@ -58,7 +58,11 @@ def tidy(session: Session, judged: list[Phase], players: dict[str, Phase], metri
 
 def _selected(session: Session) -> str:
     """The metric of `evaluation.select`."""
-    select = session.config.evaluation.select
+    return metric_of(session.config.evaluation.select)
+
+
+def metric_of(select: str) -> str:
+    """The name, among a judgement's numbers, of what a setting chooses by."""
     return "reward" if select == "scorer" else select
 
 

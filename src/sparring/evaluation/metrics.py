@@ -35,6 +35,8 @@ METRICS: dict[str, Metric] = {
     "total_variation": Metric("total variation", "", "total_variation"),
     "match": Metric("exact match, T = 1", "share", "match", better="higher"),
     "match_greedy": Metric("exact match, greedy", "share", "match_greedy", better="higher"),
+    "valid": Metric("valid answers, T = 1", "share", "valid", better="higher"),
+    "reward": Metric("scorer's mean", "score", "reward", better="higher"),
     "kl_base": Metric("KL to base", "nats per answer", "kl_base", better=None),
     "kl_start": Metric("KL to θ_0", "nats per answer", "kl_start", better=None),
     "length": Metric("length", "tokens", "length", better=None),

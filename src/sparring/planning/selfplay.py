@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from sparring.axis import asked_arms
 from sparring.config import Config, at, learning_rate
 from sparring.data.pairs import Prompt
 from sparring.job import Found
@@ -39,22 +38,9 @@ def draft(found: Found, base: Base, sides: Sides) -> Draft:
             f"lr {learning_rate(play, t):g}, anchor {at(play.anchor, t):g} → θ_{t + 1}; opponent: θ_{t}, never the base"
         )
     steps.append(f"{play.iterations + 2}. the best of all players by held-out {config.evaluation.select}, and a report")
-    if config.compare is not None:
-        steps.append(_study(config))
     held_out = len(sides.prompts["eval"])
     return Draft(
         [], steps, masked(base.renderer, train[0]), lengths_of(train), estimate, held_out, _notes(config, estimate)
-    )
-
-
-def _study(config: Config) -> str:
-    assert config.compare is not None
-    asked, arms = asked_arms(config, config.compare)
-    alike = f"at equal {asked.match}" if asked.axis is None else f"along {asked.axis.key}, at the same data"
-    return (
-        f"then: {len(arms)} arms × {len(asked.seeds)} seeds {alike}, each run of about the time estimated below; "
-        f"{asked.target} against {asked.reference} in {asked.primary}, each arm's value tried on "
-        f"{min(asked.tune_seeds, len(asked.seeds))} of the seeds"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from sparring.report.best_of import best_of_notes, best_of_table
 from sparring.report.findings import headline_notes, verdict_of, warnings_of
 from sparring.report.quantised import QUANTISED_HEADER, quantised_line, quantised_rows
 from sparring.report.records import Run, read_answers
@@ -55,8 +56,10 @@ def tested(run: Run) -> list[str]:
     shown, lines = tested_lines(run)
     if not lines:
         return []
-    notes = " ".join(tested_notes(run))
-    return ["## On the test split, which chose nothing", lined(shown, lines), *([inline(notes)] if notes else [])]
+    notes = " ".join(tested_notes(run) + best_of_notes(run))
+    parts = ["## On the test split, which chose nothing", lined(shown, lines), *([inline(notes)] if notes else [])]
+    header, rows = best_of_table(run)
+    return [*parts, "### Quality against n", table(header, rows)] if rows else parts
 
 
 def lined(shown: Sequence[Column], lines: Sequence[Line], first: str = "player", star: str = " ★") -> str:

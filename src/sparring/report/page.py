@@ -13,6 +13,7 @@ import yaml
 
 from sparring.config_dpo import reference_of
 from sparring.methods import METHODS
+from sparring.report.best_of import best_of_csv, best_of_notes, best_of_table
 from sparring.report.duels import cards, of_run
 from sparring.report.findings import headline_notes, verdict, verdict_of, warnings_of
 from sparring.report.frame import pictures, render, replace
@@ -28,7 +29,7 @@ __all__ = ["result_rows", "verdict", "write_report"]
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write report.html, report.md, tables/scores.csv and tables/phases.csv; return report.html's path.
+    """Write report.html, report.md and tables/: scores.csv, phases.csv, best_of.csv; return report.html's path.
 
     Works on an unfinished run and says so. Each file is replaced whole. RunError if the folder does
     not exist, or its run.lock.yaml or best.json cannot be read.
@@ -38,6 +39,8 @@ def write_report(run_folder: Path) -> Path:
     (run_folder / "tables").mkdir(exist_ok=True)
     replace(run_folder / "tables" / "scores.csv", scores_csv(run))
     replace(run_folder / "tables" / "phases.csv", phases_csv(run))
+    if run.best_of:
+        replace(run_folder / "tables" / "best_of.csv", best_of_csv(run))
     replace(run_folder / "report.md", markdown(run, facts_of(run), again, config))
     return replace(run_folder / "report.html", _html(run, again, config))
 
@@ -61,7 +64,8 @@ def _html(run: Run, again: list[tuple[str, str]], config: str) -> str:
         hushed=not shown(run),
         test_columns=test_columns,
         test_lines=test_lines,
-        test_notes=tested_notes(run),
+        test_notes=tested_notes(run) + best_of_notes(run),
+        best_of=best_of_table(run),
         quantised=quantised_rows(run),
         quantised_header=QUANTISED_HEADER,
         quantised_line=quantised_line(run),

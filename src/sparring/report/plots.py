@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sparring.report.best_of import best_of_plot
 from sparring.report.plot_players import answers_plot, exact_plot, seconds_plot
 from sparring.report.plot_steps import logprob_plot, loss_plot
 from sparring.report.plot_tuning import tuning_plot
@@ -138,4 +139,5 @@ PLOTS: tuple[Callable[[Run], Plot | None], ...] = (
     answers_plot,
     seconds_plot,
     exact_plot,
+    best_of_plot,
 )

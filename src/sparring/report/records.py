@@ -44,6 +44,7 @@ class Run:
 
     tests  what the test split said, by "best" and "last"
     quantisation  what quantising the base cost; empty if it is not quantised
+    best_of  quality against n of the test's answers, by "best" and "last", from n = 1 up
     preferred  what held-out pairs said of the player; empty but in a run of `sparring dpo`
     """
 
@@ -57,6 +58,7 @@ class Run:
     tests: dict[str, Row] = field(default_factory=dict)
     quantisation: Row = field(default_factory=dict)
     preferred: Row = field(default_factory=dict)
+    best_of: dict[str, list[Row]] = field(default_factory=dict)
     warnings: tuple[tuple[str, str], ...] = ()
     unreadable: int = 0
 
@@ -135,6 +137,7 @@ def read_run(folder: Path) -> Run:
     costs: dict[str, Row] = {}
     rewards: dict[str, Row] = {}
     prefers: dict[str, Row] = {}
+    curves: dict[str, dict[float, Row]] = {}
     named = {"scores": (scores, "player"), "test": (tests, "which"), "quantisation": (costs, "event")}
     named |= {"reward": (rewards, "player"), "preferred": (prefers, "player")}
     warnings: dict[tuple[str, str], None] = {}
@@ -147,6 +150,8 @@ def read_run(folder: Path) -> Run:
             checks.setdefault(phase, {})[row.get("step")] = row
         elif event == "phase":
             phases[phase] = row
+        elif event == "best_of":
+            curves.setdefault(text(row.get("which")), {})[number(row, "n") or 0.0] = row
         elif event in named:
             rows, key = named[event]
             rows[text(row.get(key))] = row
@@ -166,6 +171,7 @@ def read_run(folder: Path) -> Run:
         tests=dict(sorted(tests.items())),
         quantisation=costs.get("quantisation", {}),
         preferred=prefers.get("0", {}),
+        best_of={which: [rows[n] for n in sorted(rows)] for which, rows in sorted(curves.items())},
         warnings=tuple(warnings),
         unreadable=unreadable,
     )

@@ -9,15 +9,20 @@ from sparring.report.records import Row, Run, difference, number, text
 from sparring.report.svg import GREEN, INK, MUTED, REAL, SYNTHETIC, Plot, brief, end_labels, figure, to_svg
 from sparring.report.tables import fixed, interval
 
+_BY = {"nll": "held-out NLL", "exact_kl": "exact KL to the data", "match": "the share of answers that match"}
+
 
 def reward_verdict(run: Run) -> str:
-    """Who is best by the scorer, by how much against θ_0, what NLL says, and whether the two agree."""
-    player = text((run.best or {}).get("player"))
-    head, mine, start = f"Best player: {run.label(player)}.", run.scores.get(player, {}), run.scores.get(run.start, {})
+    """Who is best, by how much against θ_0 as the scorer has it, what NLL says, and whether the two agree."""
+    player, metric = (text((run.best or {}).get(key)) for key in ("player", "metric"))
+    mine, start = run.scores.get(player, {}), run.scores.get(run.start, {})
+    by_reward = metric in ("", "reward")
+    head = f"Best player{'' if by_reward else f' by {_BY.get(metric, metric)}'}: {run.label(player)}."
     value = f"mean held-out reward {fixed(number(mine, 'reward'))} ({text(mine.get('scorer'))})"
     if player == run.start:
         rivals = "; ".join(f"{run.label(name)} {_gain(row)}" for name, row in run.scores.items() if name.isdecimal())
-        said = f"No iteration improved on its {value}" + (f": {rivals}." if rivals else ".")
+        said = f"No iteration improved on its {value}" if by_reward else f"No iteration is better so; its {value}"
+        said += f": {rivals}." if rivals else "."
     else:
         said = f"{value[0].upper()}{value[1:]} against {fixed(number(start, 'reward'))} for {run.label(run.start)}"
         said += _certainty(mine) + _rolled_back(run, player)
@@ -25,7 +30,7 @@ def reward_verdict(run: Run) -> str:
         if found := difference(mine):
             said += f": difference {fixed(found[0], sign=True)} {interval(*found[1:], sign=True)}"
         said += "."
-    return " ".join(part for part in (head, said, disagreement(run)) if part)
+    return " ".join(part for part in (head, said, disagreement(run) if by_reward else scorer_and_nll(run)) if part)
 
 
 def disagreement(run: Run) -> str:
@@ -127,10 +132,18 @@ def reward_plot(run: Run) -> Plot | None:
         for player in players
     )
     caption = (
-        "The player is chosen by the upper line; the middle one is the yardstick that no reward moves. Bars are 95 % "
+        f"{_chosen_by(run)} the middle one is the yardstick that no reward moves. Bars are 95 % "
         "intervals over prompts. Reward that rises while NLL rises too is bought with the real answers' likelihood."
     )
     return Plot("reward", title, to_svg(made, "reward", title, said), caption)
+
+
+def _chosen_by(run: Run) -> str:
+    """By which line of the plot the player is chosen."""
+    metric = text((run.best or {}).get("metric"))
+    if metric in ("", "reward"):
+        return "The player is chosen by the upper line;"
+    return f"The player is chosen by {_BY.get(metric, metric)};"
 
 
 def _points(run: Run, axis: Any, players: list[str], keys: tuple[str, str, str], colour: str) -> None:

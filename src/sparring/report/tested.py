@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sparring.evaluation.metrics import METRICS, columns
+from sparring.evaluation.metrics import METRICS, Metric, columns
 from sparring.evaluation.statistics import Interval, difference, per_token
 from sparring.report.records import Row, Run, number, pretty, read_lines, text
 from sparring.report.tables import Cell, Column, Line, fixed, interval
 
+RANGED = ("nll", "match", "valid", "reward")  # shown with an interval over prompts
 NAMES = {"best": "", "last": " (last)"}
 
 
@@ -39,8 +40,9 @@ def tested_lines(run: Run) -> tuple[list[Column], list[Line]]:
     for which, row in run.tests.items():
         rows = _rows(run, which)
         cells = [column.cell(row) for column in headed]
-        if "nll" in shown and (found := _interval(rows)):
-            cells[list(shown).index("nll")] = Cell(cells[list(shown).index("nll")].figure, interval(*found))
+        for place, (name, metric) in enumerate(shown.items()):
+            if name in RANGED and (found := _interval(metric, rows)):
+                cells[place] = Cell(cells[place].figure, interval(*found))
         label = run.label(text(row.get("player"))) + NAMES.get(which, f" ({which})")
         lines.append(Line(text(row.get("player")), label, tuple(cells), which == "best"))
     return headed, lines
@@ -52,6 +54,8 @@ def tested_notes(run: Run) -> list[str]:
         return []
     counts = [n for which, row in run.tests.items() if (n := number(row, "n") or float(len(_rows(run, which))))]
     notes = [f"{min(counts):.0f} prompts."] if counts else []
+    scorer = text(run.tests.get("best", {}).get("scorer"))
+    notes += [f"Sampled answers were scored by {scorer}."] if scorer and not run.best_of else []
     gap = gap_between(_rows(run, "last"), _rows(run, "best"))
     if gap is not None:
         last = run.label(text(run.tests["last"].get("player"))) if "last" in run.tests else "the last player"
@@ -72,14 +76,14 @@ def _cell(name: str) -> Callable[[Row], Cell]:
     return lambda row: Cell(plain(number(row, name)))
 
 
-def _interval(rows: list[Row]) -> Interval | None:
-    """95 % interval of NLL per token over the test prompts."""
-    found = columns(METRICS["nll"], rows)
-    return None if found is None else per_token([-x for x in found[0]], [int(n) for n in found[1]])
+def _interval(metric: Metric, rows: list[Row]) -> Interval | None:
+    """95 % interval of a mean over the test prompts; of NLL, per token."""
+    found = columns(metric, rows)
+    return None if found is None else per_token([-x for x in found[0]], found[1])
 
 
 def _rows(run: Run, which: str) -> list[Row]:
-    """RUN/test/best.jsonl or last.jsonl; empty if it is not there or a row has no numbers."""
+    """RUN/test/best.jsonl or last.jsonl; empty if it is not there or a row is no test row."""
     rows = list(read_lines(run.folder / "test" / f"{which}.jsonl"))
-    whole = all(number(row, "nll") is not None and number(row, "tokens") for row in rows)
+    whole = all("nll" in row and number(row, "tokens") for row in rows)
     return rows if whole else []

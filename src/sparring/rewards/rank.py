@@ -6,7 +6,7 @@ Shapes: P prompts, N answers to each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,6 +45,7 @@ class BestOf:
     kl         bound on KL(best of n ‖ the sampler), nats per answer: log n - (n-1)/n (Beirami et al. 2024, arXiv
                2401.01879); exact where no two answers have the same score
     quality    mean over prompts; low, high: its 95 % interval over prompts, None with fewer than ten
+    gain       quality less that of the first n, prompt by prompt: mean, low, high
     """
 
     n: int
@@ -52,6 +53,7 @@ class BestOf:
     quality: float
     low: float | None
     high: float | None
+    gain: tuple[float, float | None, float | None]
 
 
 def kl_bound(n: int) -> float:
@@ -88,12 +90,17 @@ def curve(
     """
     fewest = min(map(len, scores), default=0)
     ns = ns or sorted({*(2**k for k in range(fewest.bit_length())), fewest})
-    found = []
-    for n in ns:
-        each = [expected_best(s, q, n) for s, q in zip(scores, quality or scores, strict=True)]
-        interval = per_token([-value for value in each], [1] * len(each)) or (None, None)
-        found.append(BestOf(n, kl_bound(n), float(np.mean(each)), *interval))
-    return found
+    each = [[expected_best(s, q, n) for s, q in zip(scores, quality or scores, strict=True)] for n in ns]
+    return [
+        BestOf(n, kl_bound(n), *_mean(values), _mean([a - b for a, b in zip(values, each[0], strict=True)]))
+        for n, values in zip(ns, each, strict=True)
+    ]
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Mean over prompts with its interval."""
+    interval = per_token([-value for value in values], [1] * len(values)) or (None, None)
+    return float(np.mean(values)), *interval
 
 
 # ---------------------------------------------------------------- pairs
@@ -123,13 +130,6 @@ def filter_pairs(scorer: Scorer, pairs: Sequence[Pair], gap: float = 0.0) -> Kep
                 )
             )
     return Kept(kept, sum(map(len, synthetic)), sum(len(pair.synthetic_ids) for pair in kept))
-
-
-def pair_weights(scorer: Scorer, pairs: Sequence[Pair], scale: float = 1.0) -> list[list[float]]:
-    """σ((score of the real answer - score of the synthetic one) / scale) for each synthetic answer, [P][K]."""
-    real, synthetic = _both(scorer, pairs)
-    squash: Callable[[float], float] = lambda x: 1 / (1 + math.exp(-x)) if x > -700 else 0.0  # noqa: E731
-    return [[squash((mine - score) / scale) for score in row] for mine, row in zip(real, synthetic, strict=True)]
 
 
 def _both(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[list[float], list[list[float]]]:
