@@ -15,7 +15,8 @@ from torch import Tensor
 from benchmarks.material import END, own_memory, pair_tokens, rows_in_order
 from benchmarks.meter import Meter, matmul_rate, warm_up
 from benchmarks.settings import Settings
-from sparring.config import GenerationConfig, ModelConfig, OptimiserConfig, SelfPlayConfig
+from sparring.config import GenerationConfig, ModelConfig, OptimiserConfig
+from sparring.config_selfplay import SelfPlayConfig
 from sparring.data.collate import packed_tokens
 from sparring.data.pairs import Pair, Played, Rows, write_rows
 from sparring.generation import local

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparring.config import Config, at
+from sparring.config import Config
+from sparring.config_selfplay import at
 from sparring.errors import RunError
 from sparring.files import read_json, write_atomic
 from sparring.folder import METRICS, read_lines

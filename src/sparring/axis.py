@@ -16,10 +16,11 @@ from typing import Any
 
 import yaml
 
-from sparring.arms import APART, Arm, Settings, anchored, chosen_arms, learning_rates
+from sparring.arms import APART, Arm, chosen_arms, learning_rates
 from sparring.config import AxisConfig, CompareConfig, Config
 from sparring.configfile import changed
 from sparring.errors import ConfigError
+from sparring.known_arms import Settings, anchored
 from sparring.methods import method_of, switched
 from sparring.section import Section
 from sparring.verbs import SECTIONS

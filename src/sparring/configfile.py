@@ -11,7 +11,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sparring.config import PER_ITERATION, Config
+from sparring.config import Config
+from sparring.config_selfplay import PER_ITERATION
 from sparring.errors import ConfigError, nearest
 from sparring.methods import METHODS
 from sparring.methods.method import Method

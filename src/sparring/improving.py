@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sparring.allowance import epochs_within
-from sparring.config import at
+from sparring.config_selfplay import at
 from sparring.data.pairs import Group, Rows
 from sparring.generation.play import answer_limit
 from sparring.learning import budget_of, one_epoch

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sparring.allowance import Cost, epochs_within
-from sparring.config import learning_rate
+from sparring.config_selfplay import learning_rate
 from sparring.data.collate import Row
 from sparring.data.pairs import Pair, Prompt, Rows
 from sparring.evaluation.asking import real_rows

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sparring.config import at
+from sparring.config_selfplay import at
 from sparring.data.collate import Row
 from sparring.data.pairs import Pair, Played, Prompt, Rows, write_stream
 from sparring.errors import LawBroken

@@ -25,7 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sparring.allowance import rounds, spent_on_play
-from sparring.arms import LIKELIHOODS, Arm, Ran, prefers, rewarded, sections
+from sparring.arms import Arm, Ran, prefers, rewarded, sections
 from sparring.asked import asked_study, is_scored
 from sparring.axis import taken
 from sparring.config import Config
@@ -35,6 +35,7 @@ from sparring.evaluation.metrics import METRICS
 from sparring.files import read_json
 from sparring.job import identify, run_folder
 from sparring.kinds import kind_of
+from sparring.known_arms import LIKELIHOODS
 from sparring.ledger import Asked, claim
 from sparring.machine import available_threads
 from sparring.rewards.build import check_scorer

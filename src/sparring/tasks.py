@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring.config import SelfPlayConfig, at
+from sparring.config_selfplay import SelfPlayConfig, at
 from sparring.data.collate import Row
 from sparring.data.pairs import Pair, Prompt, Rows
 from sparring.errors import LawBroken

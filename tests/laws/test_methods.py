@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sparring.config import GenerationConfig, ModelConfig, SelfPlayConfig
+from sparring.config import GenerationConfig, ModelConfig
+from sparring.config_selfplay import SelfPlayConfig
 from sparring.configfile import build_config
 from sparring.data.pairs import Pair, Rows, write_rows
 from sparring.errors import ConfigError, ModelError

@@ -9,8 +9,9 @@ import pytest
 import torch
 from tests.helpers import base_of, byte_tokenizer, disturb, make_player, model_of, random_rows, ring_of
 
-from sparring.config import OptimiserConfig, SelfPlayConfig
+from sparring.config import OptimiserConfig
 from sparring.config_dpo import DPOConfig
+from sparring.config_selfplay import SelfPlayConfig
 from sparring.data.pairs import Pair, Rows, write_rows
 from sparring.models.base import Base
 from sparring.models.players import Player, Ring

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from sparring.arms import KNOWN, PAIRED, PROMPTED, SCORED, STANDARD, chosen_arms, learning_rates, prefers, rewarded
+from sparring.arms import chosen_arms, learning_rates, prefers, rewarded
 from sparring.asked import asked_study
 from sparring.config import CompareConfig, Config
 from sparring.configfile import build_config, changed
 from sparring.errors import ConfigError
+from sparring.known_arms import KNOWN, PAIRED, PROMPTED, SCORED, STANDARD
 from sparring.rewards.settings import ValidityScore
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.helpers import base_of, disturb, random_rows, ring_of
 
-from sparring.config import SelfPlayConfig
+from sparring.config_selfplay import SelfPlayConfig
 from sparring.data.collate import Batch, Row, collate, grouped, micro_batches, packed_tokens
 from sparring.data.pairs import Pair, Prompt, Rows, write_rows
 from sparring.models.forward import Layout

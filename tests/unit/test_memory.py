@@ -13,7 +13,7 @@ from tests.helpers import base_of, random_rows, ring_of
 from tests.laws.lab import session
 from torch import Tensor
 
-from sparring.config import SelfPlayConfig
+from sparring.config_selfplay import SelfPlayConfig
 from sparring.data.collate import Row, packed_tokens
 from sparring.data.pairs import Pair, Rows, write_rows
 from sparring.learning import budget_of as budget_of_phase

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from tests.helpers import CHATML, byte_tokenizer, renderer_of
 
-from sparring.config import NEUTRAL, DataConfig, SelfPlayConfig, decisive
+from sparring.config import NEUTRAL, DataConfig, decisive
 from sparring.config_dpo import DPOConfig, reference_of
+from sparring.config_selfplay import SelfPlayConfig
 from sparring.configfile import build_config, read_config
 from sparring.data.comparisons import PREFERENCES
 from sparring.data.formats import BadRow, choose_format

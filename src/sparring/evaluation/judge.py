@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sparring.config import at
+from sparring.config_selfplay import at
 from sparring.data.pairs import Prompt
 from sparring.evaluation.answers import describe
 from sparring.evaluation.asking import Row, ask, cost, exact_of, gaps, match_shares, own_logprobs, sheet_of

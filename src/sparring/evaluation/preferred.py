@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparring.config import at
+from sparring.config_selfplay import at
 from sparring.data.pairs import Pair, Preference, Rows
 from sparring.evaluation.choose import choose
 from sparring.evaluation.judge import name_of

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparring.config import Config, at
+from sparring.config import Config
+from sparring.config_selfplay import at
 from sparring.configfile import build_config
 from sparring.errors import LawBroken
 from sparring.generation.local import LocalGenerator

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparring.config import Config, at
+from sparring.config import Config
 from sparring.config_dpo import DPOConfig, reference_of
+from sparring.config_selfplay import at
 from sparring.evaluation.metrics import METRICS
 from sparring.job import Found
 from sparring.models.base import Base

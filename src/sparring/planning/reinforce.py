@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparring.config import Config, at
+from sparring.config import Config
 from sparring.config_reinforce import ReinforceConfig
+from sparring.config_selfplay import at
 from sparring.data.collate import Row
 from sparring.data.pairs import Prompt
 from sparring.job import Found

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sparring.config import Config, at, learning_rate
+from sparring.config import Config
+from sparring.config_selfplay import at, learning_rate
 from sparring.data.pairs import Prompt
 from sparring.job import Found
 from sparring.models.base import Base
