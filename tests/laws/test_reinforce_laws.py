@@ -14,9 +14,11 @@ import torch
 from sparring.data.pairs import Group, Played, Rewarded, Rows, write_rows
 from sparring.errors import ConfigError, LawBroken, RewardError
 from sparring.evaluation.valued import alarms, judge_valued
+from sparring.folder import read_lines
 from sparring.generation.play import played_rows
 from sparring.improving import improve
 from sparring.kinds import kind_of
+from sparring.laboratory import world
 from sparring.learning import fine_tune
 from sparring.policy_task import PolicyTask
 from sparring.preparing import prepare_data
@@ -309,3 +311,26 @@ def test_held_out_reward_has_an_interval(game: Game) -> None:
     assert 0 <= first.facts["reward"] <= 1
     lines = (first.folder / "rewards.jsonl").read_text().splitlines()
     assert len(lines) == len(game.session.prompts(game.data, "eval"))
+
+
+@pytest.mark.parametrize("stop", ["nll", "scorer"])
+def test_rows_that_repeat_three_prompts_have_no_interval(stop: str, tmp_path: Path) -> None:
+    prompts = [row["prompt"] for row in world.rows(0, 40, 3)[1]]
+    for name, rows in (("train", world.rows(0, 40)[0]), ("eval", [(prompts[i % 3], f"{i}") for i in range(30)])):
+        made = [row if isinstance(row, dict) else dict(zip(("prompt", "completion"), row, strict=True)) for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    files = [f"data.train={tmp_path}/train.jsonl", f"data.eval={tmp_path}/eval.jsonl", "data.render=text"]
+    keys = ['data.split="train"', "data.eval_limit=30", 'scorer={name: regex, pattern: "1"}', f"sft.stop={stop}"]
+    with lab.session(tmp_path, *SMALL, *files, *keys, "sft.checks=3", "method.dropout=0") as session:
+        game = Game(session)
+        given = (game.data, game.start, game.start, None)
+        session.once("sft-scores", judge_valued, *given, label="θ_0", scorer=game.scorer)
+        rows = list(read_lines(session.run.folder / "metrics.jsonl"))
+        rows += list(read_lines(session.run.folder / "sft/metrics.jsonl"))
+    found = {row["event"]: row for row in rows}
+    assert (found["scores"]["n"], found["scores"]["prompts"]) == (30, 3)
+    assert (found["scores"]["nll_low"], found["reward"]["reward_low"]) == (None, None)
+    checks = [row for row in rows if row["event"] == "check"]
+    assert len(checks) > 1
+    assert all(row["difference"] is None for row in checks)
+    assert any("3 held-out prompts are too few for an interval" in row.get("text", "") for row in rows)
