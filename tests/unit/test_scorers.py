@@ -114,6 +114,25 @@ def test_a_function_of_the_users_own(renderer, module):
     assert make_scorer(settings, Seat(renderer)).fingerprint != before  # its code is what counts
 
 
+@pytest.mark.parametrize("made", ["functools.partial(base, scale=2)", "Weigher()", "functools.partial(Weigher())"])
+def test_partials_and_objects_have_the_content_of_their_module(renderer, module, made):
+    code = """import functools
+def base(prompt, answer, real, scale=1): return scale * len(answer)
+class Weigher:
+    def __call__(self, prompt, answer, real): return 1
+"""
+    settings, prints = scorer_of(name="function", path="my_rewards:found"), []
+    for scale in ("2", "2", "3"):
+        module(f"{code}\nfound = {made}\nother = {scale}\n")
+        prints.append(check_scorer(settings, renderer, "base"))
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_what_has_no_file_is_refused(renderer):
+    with pytest.raises(RewardError, match='^scorer function "builtins:max" has no file whose content says what it is'):
+        check_scorer(scorer_of(name="function", path="builtins:max"), renderer, "base")
+
+
 @pytest.mark.parametrize(
     ("returns", "message"),
     [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -83,16 +85,30 @@ def function(settings: FunctionScore, renderer: Renderer) -> TextScorer:
         except Exception as error:  # someone else's code
             raise RewardError(f"{label} raised {type(error).__name__}: {_line(error)}; correct it") from error
 
-    return TextScorer(renderer, label, digest(["function", settings.path, _source(found)]), said)
+    return TextScorer(renderer, label, digest(["function", settings.path, _source(settings.path, found, label)]), said)
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _source(function: Any) -> str:
-    """The fingerprint of the file that defines a function; "" where it has none."""
+def _source(path: str, function: Any, label: str) -> str | list[str]:
+    """The fingerprint of the file that defines a function; for what is no plain function, of its module's file too.
+
+    Raises RewardError where there is no file, for then nobody would notice that the scores are others.
+    """
+    if plain := _file(inspect.unwrap(function)):
+        return plain
+    made_of = function.func if isinstance(function, partial) else type(function)
+    found = [_file(sys.modules[path.partition(":")[0]]), _file(made_of)]
+    if not found[0]:
+        raise RewardError(f"{label} has no file whose content says what it is; give a function in a module of your own")
+    return found
+
+
+def _file(what: Any) -> str:
+    """The fingerprint of the file that defines it; "" where it has none."""
     try:
-        return fingerprint_file(Path(inspect.getfile(inspect.unwrap(function))))
+        return fingerprint_file(Path(inspect.getfile(what)))
     except (TypeError, OSError):
         return ""
