@@ -1,6 +1,7 @@
 """From answers to groups that can be learnt from: play, the rewards, and the log-probs of every token, each once.
 
-A group whose advantages are all 0 has exactly no gradient: it is counted, and neither scored nor learnt.
+With a baseline, a group of equal rewards has advantages of 0: it is counted, and neither scored nor learnt. Without one
+every group stays, for equal rewards say something, and KL is paid for those of 0 too.
 """
 
 from __future__ import annotations
@@ -167,9 +168,10 @@ def _sampled(
     settings, flops = settings_of(session), Flops.of(model)
     every = torch.tensor([row.rewards for row in worths[:]], dtype=torch.float64)
     advantage_BK = advantages(every, settings.algorithm, settings.scale_rewards)
+    teaches = [True] * len(fresh)
     if settings.algorithm not in WITHOUT_BASELINE:
         _check_centred(advantage_BK)
-    teaches = (advantage_BK != 0).any(dim=-1).tolist()
+        teaches = (advantage_BK != 0).any(dim=-1).tolist()
     for starts, mine in _turns(session, len(fresh)):
         given = []
         for number, first in enumerate(starts):

@@ -235,6 +235,28 @@ def test_with_equal_rewards_everywhere_it_ends(tmp_path: Path, monkeypatch: pyte
     assert "nothing is left to learn from" in log
 
 
+def test_without_a_baseline_groups_of_zeros_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They pay KL, and are in the divisor: nothing is skipped."""
+    monkeypatch.setattr(TextScorer, "__call__", lambda self, answers: [0.0] * len(answers))
+    with lab.session(tmp_path, *SMALL, "reinforce.algorithm=reinforce", "reinforce.beta=0.5") as session:
+        game = Game(session)
+        played, _, scored = game.scored(game.start, 0)
+        rows = groups_of(scored)
+        assert (scored.facts["groups"], scored.facts["skipped"]) == (len(rows), 0)
+        assert len(rows) == len(played_rows(played.folder))
+        assert all(not any(row.advantages) for row in rows[:])
+        task = task_of(game, rows)
+        assert task.weight([0, 1]) == sum(len(ids) for row in rows[:2] for ids in row.answer_ids)
+        session.ring.challenge(session.player(game.start), seed=1)
+        with torch.no_grad():
+            for parameter in session.ring.trainable().values():
+                parameter.add_(0.05)  # away from theta_0, so that KL is above 0
+        loss, metrics = task.loss(session.ring.model, [0, 1])
+    assert metrics["policy_loss"][0] == 0
+    assert loss.item() == pytest.approx(0.5 * metrics["kl"][0], rel=1e-5)
+    assert loss.item() > 0
+
+
 @pytest.mark.parametrize("algorithm", ["rloo", "reinforce"])
 def test_every_algorithm_learns(algorithm: str, tmp_path: Path) -> None:
     with lab.session(tmp_path, *SMALL, f"reinforce.algorithm={algorithm}", "reinforce.prompts=20") as session:
