@@ -28,7 +28,7 @@ from sparring.objectives.policy_gradient import WITHOUT_BASELINE, advantages
 from sparring.opponent import BATCH, FAR, check_asked, check_player, check_samples, rounding_noise
 from sparring.policy_task import group_rows
 from sparring.rewards.build import build_scorer, check_scorer
-from sparring.rewards.scorer import Answered, Scorer
+from sparring.rewards.scorer import Answered, Scorer, finite
 from sparring.rewards.settings import MatchScore, ScorerSettings, ValidityScore
 from sparring.run import Event, Phase
 from sparring.session import Session
@@ -78,13 +78,10 @@ def scorer_of(session: Session) -> Scorer:
 
 def worth(scorer: Scorer, answers: Sequence[Answered]) -> list[float]:
     """A finite score of each answer; RewardError where the scorer does not give one."""
-    found = [float(value) for value in scorer(answers)]
+    found = scorer(answers)
     if len(found) != len(answers):
         raise RewardError(f"scorer {scorer.label} gave {len(found)} scores for {len(answers)} answers; one each is due")
-    wrong = next((value for value in found if not math.isfinite(value)), None)
-    if wrong is not None:
-        raise RewardError(f"scorer {scorer.label} gave {wrong} for an answer; every score must be a finite number")
-    return found
+    return [finite(f"scorer {scorer.label}", value) for value in found]
 
 
 # ---------------------------------------------------------------- play
@@ -238,7 +235,8 @@ def _count(session: Session, groups: Sequence[Group], counts: dict[str, int], fl
 def _check_centred(advantage_BK: torch.Tensor) -> None:
     """Advantages with a baseline add up to 0 in every group: what one answer gains, the others lose."""
     off = advantage_BK.sum(dim=-1).abs().max().item()
-    if off > ROUNDING * (1 + advantage_BK.abs().max().item()) * advantage_BK.shape[-1]:
+    allowed = ROUNDING * (1 + advantage_BK.abs().max().item()) * advantage_BK.shape[-1]
+    if not off <= allowed < math.inf:  # NaN breaks it too
         raise LawBroken(f"advantages add up to {off:.2g} in a group instead of 0: a reward is too large to be compared")
 
 

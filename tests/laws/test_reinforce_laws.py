@@ -20,11 +20,21 @@ from sparring.improving import improve
 from sparring.kinds import kind_of
 from sparring.laboratory import world
 from sparring.learning import fine_tune
+from sparring.objectives.policy_gradient import advantages
 from sparring.policy_task import PolicyTask
 from sparring.preparing import prepare_data
 from sparring.reinforce import reinforce, settled_reinforce
-from sparring.rewarding import play_groups, reward, score_groups, scorer_print, settings_of, wanted_scorer, worth
-from sparring.rewards.scorer import Answered
+from sparring.rewarding import (
+    _check_centred,
+    play_groups,
+    reward,
+    score_groups,
+    scorer_print,
+    settings_of,
+    wanted_scorer,
+    worth,
+)
+from sparring.rewards.scorer import LARGEST, Answered
 from sparring.rewards.text import TextScorer
 from sparring.run import Phase
 from sparring.session import Session
@@ -301,7 +311,8 @@ def test_alarms(game: Game, changes: dict[str, Any], said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"), [([float("nan")], "gave nan for an answer"), ([1.0, 2.0], "gave 2 scores")]
+    ("values", "said"),
+    [([float("nan")], "gave nan for an answer"), ([1.0, 2.0], "gave 2 scores"), ([-1e308], "gave -1e.308 for")],
 )
 def test_a_scorer_that_gives_no_number_is_named(values: list[float], said: str) -> None:
     class Odd:
@@ -312,6 +323,17 @@ def test_a_scorer_that_gives_no_number_is_named(values: list[float], said: str) 
 
     with pytest.raises(RewardError, match=said):
         worth(Odd(), [Answered([1], [2], [3])])
+
+
+def test_advantages_that_are_nan_break_the_law() -> None:
+    with pytest.raises(LawBroken, match="a reward is too large to be compared"):
+        _check_centred(advantages(torch.tensor([[1e308, 1e308, -1e308], [1, 0, 0]], dtype=torch.float64), "rloo"))
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_the_largest_scores_can_be_compared(algorithm: str) -> None:
+    every = torch.tensor([[LARGEST, LARGEST, -LARGEST], [1, 0, 0]], dtype=torch.float64)
+    _check_centred(advantages(every, algorithm))
 
 
 def test_what_cannot_be_learnt_so_is_refused(tmp_path: Path) -> None:

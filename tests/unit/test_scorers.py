@@ -138,6 +138,9 @@ def test_what_has_no_file_is_refused(renderer):
     [
         ("float('nan')", "gave nan for an answer, and every score must be finite"),
         ("float('-inf')", "gave -inf for an answer, and every score must be finite"),
+        ("10**400", "gave 0x[0-9a-f]*... for an answer, and scores beyond .* cannot be compared; scale them down$"),
+        ("10**9999", "gave 0x[0-9a-f]*... for an answer, and scores beyond .* cannot be compared"),
+        ("-1e308", "gave -1e.308 for an answer, and scores beyond .* cannot be compared; scale them down$"),
         ("'good'", "gave 'good' for an answer, and must give a number"),
         ("None", "gave None for an answer, and must give a number"),
         ("1 / 0", "raised ZeroDivisionError: division by zero"),
