@@ -129,7 +129,7 @@ class Weigher:
 
 
 def test_what_has_no_file_is_refused(renderer):
-    with pytest.raises(RewardError, match='^scorer function "builtins:max" has no file whose content says what it is'):
+    with pytest.raises(RewardError, match=r'^scorer function "builtins:max" has no file whose content says what it is'):
         check_scorer(scorer_of(name="function", path="builtins:max"), renderer, "base")
 
 
