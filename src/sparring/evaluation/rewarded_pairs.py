@@ -66,7 +66,7 @@ def _repeated(values: Sequence[Any], often: Sequence[int]) -> list[Any]:
 def _people(votes: Sequence[Sequence[float]], weights: Sequence[float], often: Sequence[int]) -> Row | None:
     found = People.of(_repeated(votes, often))
     pairs = sum(weight for said, weight in zip(votes, weights, strict=True) if len(said) > 1)
-    return found and found.facts() | {"pairs": round(pairs)}
+    return None if found is None else found.facts() | {"pairs": round(pairs)}
 
 
 def measure_pairs(
