@@ -114,6 +114,27 @@ def test_a_function_of_the_users_own(renderer, module):
     assert make_scorer(settings, Seat(renderer)).fingerprint != before  # its code is what counts
 
 
+@pytest.mark.parametrize("number", ["random.random()", "len(seen)", "sum(seen) / len(seen)"])
+def test_a_function_must_give_the_same_answer_the_same_number(renderer, module, number):
+    module(
+        f"import random\nseen = []\ndef f(prompt, answer, real):\n    seen.append(len(answer))\n    return {number}\n"
+    )
+    scorer = make_scorer(scorer_of(name="function", path="my_rewards:f"), Seat(renderer))
+    rows = [said(renderer, "1+2+3=", "1+2"), said(renderer, "1+2+3=", "1")]
+    wanted = r'^scorer function "my_rewards:f" gave \S+ and then \S+ for the same answer, and must give the same answer'
+    with pytest.raises(RewardError, match=wanted):
+        scorer(rows)
+
+
+def test_eight_answers_are_asked_about_twice_and_no_more(renderer, module):
+    module("seen = []\ndef f(prompt, answer, real):\n    seen.append(answer)\n    return len(answer)\n")
+    scorer = make_scorer(scorer_of(name="function", path="my_rewards:f"), Seat(renderer))
+    row = said(renderer, "1+2+3=", "1+2")
+    for rows, asked in ((6, 12), (20, 34), (20, 54)):
+        assert scorer([row] * rows) == [3.0] * rows
+        assert len(sys.modules["my_rewards"].seen) == asked
+
+
 @pytest.mark.parametrize("made", ["functools.partial(base, scale=2)", "Weigher()", "functools.partial(Weigher())"])
 def test_partials_and_objects_have_the_content_of_their_module(renderer, module, made):
     code = """import functools
