@@ -45,11 +45,14 @@ def finite(label: str, value: Any) -> float:
     """A score as a finite float; RewardError for anything else, and for what is too large to be compared."""
     if not isinstance(value, Real):
         raise RewardError(f"{label} gave {_shown(value)} for an answer, and must give a number such as 0.5")
-    number: Any = value
-    if -LARGEST <= number <= LARGEST:
-        return float(number)
-    if number in (math.inf, -math.inf) or number != number:
-        raise RewardError(f"{label} gave {float(value)} for an answer, and every score must be finite; correct it")
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond all floats
+        number = 2 * LARGEST
+    if not math.isfinite(number):
+        raise RewardError(f"{label} gave {number} for an answer, and every score must be finite; correct it")
+    if abs(number) <= LARGEST:
+        return number
     raise RewardError(
         f"{label} gave {_shown(value)} for an answer, and scores beyond ±{LARGEST:g} cannot be compared; scale them "
         "down"
