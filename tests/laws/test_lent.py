@@ -52,8 +52,8 @@ def test_what_was_changed_since_it_was_made_is_not_taken_over(tmp_path: Path) ->
     path = first / "sft/adapter_model.safetensors"
     kept = path.read_bytes()
     path.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
-    with pytest.raises(RunError, match="adapter_model.safetensors has been changed since it was made; remove"):
+    with pytest.raises(RunError, match=r"adapter_model\.safetensors has been changed since it was made; remove"):
         run_job(config(tmp_path, *settings, name="second"), like=first)
     path.unlink()
-    with pytest.raises(RunError, match="has lost adapter_model.safetensors"):
+    with pytest.raises(RunError, match=r"has lost adapter_model\.safetensors"):
         run_job(config(tmp_path, *settings, name="second"), like=first)
