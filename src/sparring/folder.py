@@ -100,8 +100,14 @@ def lender(folder: Path, same: Event) -> Callable[[str, str], Path | None]:
 
 def same_of(path: Path) -> Any:
     """What a run folder was made of, from its run.lock.yaml."""
+    return lock_of(path)["same"]
+
+
+def lock_of(path: Path) -> Event:
+    """A run folder's run.lock.yaml, which has `same` at the least; RunError if it is damaged."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))["same"]
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {"same": found["same"], **found}
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
         raise RunError(f"{path} is damaged, so its run cannot go on; start another run with name=...") from None
 

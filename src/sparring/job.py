@@ -25,6 +25,7 @@ from sparring.kinds import kind_of
 from sparring.machine import available_threads
 from sparring.models.base import choose_device, find_base, fingerprint_base, load_renderer, read_config
 from sparring.models.quantised import NAMES, check_quantised, described
+from sparring.rewarding import judged_by
 from sparring.run import Event, Run
 from sparring.session import Session
 from sparring.start import fingerprint_start, settled
@@ -59,7 +60,7 @@ def open_session(config: Config, run: Run, command: str = "", like: Path | None 
     found = identify(config)
     config = found.config
     facts = {"command": command, **_facts(config, found, run.crew.size)}
-    run.claim(config.model_dump(mode="json"), facts, found.same)
+    run.claim(config.model_dump(mode="json"), facts, found.same, found.scorer)
     if like is not None:
         run.lender = lender(like, found.same)
     return Session(config, run, found.renderer, found.base_folder, found.loaded)
@@ -73,6 +74,7 @@ class Found:
     same    what a run folder must have been made with to be gone on with
     quantised  what is done to the base's weights, in words; empty if nothing is
     bitsandbytes  whether they are held by it
+    scorer  what judges the players, with its fingerprint
     """
 
     config: Config
@@ -82,6 +84,7 @@ class Found:
     same: dict[str, Any]
     quantised: str = ""
     bitsandbytes: bool = False
+    scorer: Event | None = None
 
 
 def identify(config: Config) -> Found:
@@ -113,7 +116,8 @@ def identify(config: Config) -> Found:
     if config.start is not None:
         same["start fingerprint"] = fingerprint_start(config)
     words = quantised and described(quantised, config.model)
-    return Found(config, base_folder, renderer, loaded, same, words, quantised in NAMES)
+    scorer = judged_by(config, renderer, same["base fingerprint"])
+    return Found(config, base_folder, renderer, loaded, same, words, quantised in NAMES, scorer)
 
 
 def run_job(

@@ -16,6 +16,7 @@ import torch
 
 from sparring.config import Config
 from sparring.config_reinforce import ReinforceConfig
+from sparring.data.messages import Renderer
 from sparring.data.pairs import Group, Played, Rewarded, Rows, write_rows, write_stream
 from sparring.drawn import drawn, how_many
 from sparring.errors import ConfigError, LawBroken, RewardError
@@ -63,6 +64,14 @@ def scorer_print(session: Session) -> str:
     """The scorer's fingerprint, after all that can be found wrong with it before a model is loaded."""
     config = session.config
     return check_scorer(wanted_scorer(config), session.renderer, fingerprint_base(session.base_folder, config.model))
+
+
+def judged_by(config: Config, renderer: Renderer, base_fingerprint: str) -> Event | None:
+    """What judges the players of a run: its settings, and the fingerprint of its content. None if nothing does."""
+    if config.reward is not None or (config.scorer is None and config.reinforce is None):
+        return None
+    wanted = wanted_scorer(config)
+    return {"settings": wanted.model_dump(mode="json"), "fingerprint": check_scorer(wanted, renderer, base_fingerprint)}
 
 
 def examiner(session: Session) -> str:

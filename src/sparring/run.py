@@ -116,15 +116,16 @@ class Run:
 
     # ------------------------------------------------------------ identity
 
-    def claim(self, config: dict[str, Any], facts: dict[str, Any], same: dict[str, Any]) -> None:
+    def claim(self, config: Event, facts: Event, same: Event, scorer: Event | None = None) -> None:
         """Write run.lock.yaml, or check that the folder was made with the same settings and inputs.
 
-        same  the part of the config that decides the result, and the fingerprints of base and data
+        same    the part of the config that decides the result, and the fingerprints of base and data
+        scorer  what judges the players, with its fingerprint
         """
         self.identity = digest(same)
         self._agree(same)
         if self.crew.writes:
-            claim(self.folder, config, facts, same)
+            claim(self.folder, config, facts, same, scorer)
 
     def _agree(self, same: dict[str, Any]) -> None:
         """Refuse to work on another config, base or data than the writer's."""
