@@ -54,8 +54,10 @@ class Judgement:
         between = f" [{interval[0]:.1%}, {interval[1]:.1%}]" if interval else " (too few prompts for an interval)"
         ties = f"{found.disagreed} of {count}, which are ties"
         ties += f"; {found.unclear} replies held no verdict" if found.unclear else ""
+        units = len(set(found.prompts))
+        asked = f"{self.where} prompts" if units == count else f"answers to {units} {self.where} prompts"
         return (
-            f"{self.first} against {self.second}, {self.judge}, {count} {self.where} prompts: win rate "
+            f"{self.first} against {self.second}, {self.judge}, {count} {asked}: win rate "
             f"{found.rate:.1%}{between}; the two orders disagreed on {ties}"
         )
 

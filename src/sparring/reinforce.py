@@ -11,7 +11,7 @@
 The advantages (GRPO, RLOO, REINFORCE) and the loss are in objectives/policy_gradient.py. `once` makes a phase or finds
 it finished: resuming a killed run is calling this again. What is checked on the way: the answers are samples of the
 player that learns from them; their log-probs are those of the packed forward pass; advantages add up to 0 in a group;
-a group of equal rewards is skipped; at the first step every ratio is 1.
+a group of equal rewards is skipped, where there is a baseline; at the first step every ratio is 1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """From answers to groups that can be learnt from: play, the rewards, and the log-probs of every token, each once.
 
-A group whose advantages are all 0 has exactly no gradient: it is counted, and neither scored nor learnt.
+With a baseline, a group of equal rewards has advantages of 0: it is counted, and neither scored nor learnt. Without one
+every group stays, for equal rewards say something, and KL is paid for those of 0 too.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from sparring.objectives.policy_gradient import WITHOUT_BASELINE, advantages
 from sparring.opponent import BATCH, FAR, check_asked, check_player, check_samples, rounding_noise
 from sparring.policy_task import group_rows
 from sparring.rewards.build import build_scorer, check_scorer
-from sparring.rewards.scorer import Answered, Scorer
+from sparring.rewards.scorer import Answered, Scorer, finite
 from sparring.rewards.settings import MatchScore, ScorerSettings, ValidityScore
 from sparring.run import Event, Phase
 from sparring.session import Session
@@ -86,13 +87,10 @@ def scorer_of(session: Session) -> Scorer:
 
 def worth(scorer: Scorer, answers: Sequence[Answered]) -> list[float]:
     """A finite score of each answer; RewardError where the scorer does not give one."""
-    found = [float(value) for value in scorer(answers)]
+    found = scorer(answers)
     if len(found) != len(answers):
         raise RewardError(f"scorer {scorer.label} gave {len(found)} scores for {len(answers)} answers; one each is due")
-    wrong = next((value for value in found if not math.isfinite(value)), None)
-    if wrong is not None:
-        raise RewardError(f"scorer {scorer.label} gave {wrong} for an answer; every score must be a finite number")
-    return found
+    return [finite(f"scorer {scorer.label}", value) for value in found]
 
 
 # ---------------------------------------------------------------- play
@@ -176,9 +174,10 @@ def _sampled(
     settings, flops = settings_of(session), Flops.of(model)
     every = torch.tensor([row.rewards for row in worths[:]], dtype=torch.float64)
     advantage_BK = advantages(every, settings.algorithm, settings.scale_rewards)
+    teaches = [True] * len(fresh)
     if settings.algorithm not in WITHOUT_BASELINE:
         _check_centred(advantage_BK)
-    teaches = (advantage_BK != 0).any(dim=-1).tolist()
+        teaches = (advantage_BK != 0).any(dim=-1).tolist()
     for starts, mine in _turns(session, len(fresh)):
         given = []
         for number, first in enumerate(starts):
@@ -245,7 +244,8 @@ def _count(session: Session, groups: Sequence[Group], counts: dict[str, int], fl
 def _check_centred(advantage_BK: torch.Tensor) -> None:
     """Advantages with a baseline add up to 0 in every group: what one answer gains, the others lose."""
     off = advantage_BK.sum(dim=-1).abs().max().item()
-    if off > ROUNDING * (1 + advantage_BK.abs().max().item()) * advantage_BK.shape[-1]:
+    allowed = ROUNDING * (1 + advantage_BK.abs().max().item()) * advantage_BK.shape[-1]
+    if not off <= allowed < math.inf:  # NaN breaks it too
         raise LawBroken(f"advantages add up to {off:.2g} in a group instead of 0: a reward is too large to be compared")
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from sparring.callbacks import last_checkpoint
 from sparring.config import Config
 from sparring.data.messages import Renderer
-from sparring.data.pairs import Prompt
+from sparring.data.pairs import Prompt, prompts_of
 from sparring.errors import RunError
 from sparring.evaluation.judge import STREAM
 from sparring.evaluation.nll import real_logprobs
@@ -72,9 +72,10 @@ def stop_for(session: Session, folder: Path, data: Phase, steps: int) -> Watch:
     held_out = session.prompts(data, "eval")[:]
     yardstick = YARDSTICKS[config.stop](session, data, held_out)
     every = max(1, math.ceil(steps / config.checks))
-    if len(held_out) < FEWEST:
+    units = len(set(prompts_of(held_out)))
+    if units < FEWEST:
         session.run.warn(
-            f"{len(held_out)} held-out prompts are too few for an interval, so sft.stop {config.stop} stops nothing, "
+            f"{units} held-out prompts are too few for an interval, so sft.stop {config.stop} stops nothing, "
             "and keeps the best check by its mean alone; hold more out (data.eval_size)"
         )
 
@@ -165,7 +166,7 @@ def _nll(session: Session, data: Phase, held_out: list[Prompt]) -> Yardstick:
         found = real_logprobs(session.ring.model, session.ring.base, held_out, most)
         return {"heldout_nll": -sum(found) / sum(tokens)}, found
 
-    return Yardstick(*NAMES["nll"], -1, take, lambda mine, best: difference(mine, best, tokens))
+    return Yardstick(*NAMES["nll"], -1, take, lambda mine, best: difference(mine, best, tokens, prompts_of(held_out)))
 
 
 def _reward(session: Session, data: Phase, held_out: list[Prompt]) -> Yardstick:
@@ -183,7 +184,7 @@ def _reward(session: Session, data: Phase, held_out: list[Prompt]) -> Yardstick:
         means = mean_rewards(beside(), held_out, [[answer.ids for answer in row] for row in said])
         return {**nll.take()[0], "reward": sum(means) / len(means)}, means
 
-    return Yardstick(*NAMES["scorer"], 1, take, paired_gap)
+    return Yardstick(*NAMES["scorer"], 1, take, lambda mine, best: paired_gap(mine, best, prompts_of(held_out)))
 
 
 NAMES = {"nll": ("heldout_nll", "held-out NLL per token"), "scorer": ("reward", "the scorer's held-out mean")}

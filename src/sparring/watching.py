@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-from sparring.data.pairs import Prompt
+from sparring.data.pairs import Prompt, prompts_of
 from sparring.evaluation.asking import ask_seated, sheet_of
 from sparring.evaluation.judge import STREAM
 from sparring.evaluation.nll import mean_nll
@@ -78,12 +78,13 @@ def _look(session: Session, data: Phase, valued: Phase) -> Callable[[], Event]:
     def look() -> Event:
         with undisturbed(session.ring.base.device):  # what is learnt is the same as if nobody looked
             sheet = asked()
+            units = prompts_of(sheet.plain)
             said = ask_seated(session, sheet, answer_limit(session, data), STREAM)
             means = mean_rewards(beside(), sheet.plain, [[one.last.ids for one in row] for row in said])
-        gap = paired_gap(means, rewards_of(valued))
+        gap = paired_gap(means, rewards_of(valued), units)
         if gap is None:
             session.run.warn(
-                f"{len(means)} held-out prompts are too few for an interval, so selfplay.stop_score_drop stops "
+                f"{len(set(units))} held-out prompts are too few for an interval, so selfplay.stop_score_drop stops "
                 "nothing; hold more out (data.eval_size)"
             )
         return {"reward": sum(means) / len(means), "reward_difference": gap}

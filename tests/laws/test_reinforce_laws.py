@@ -14,15 +14,27 @@ import torch
 from sparring.data.pairs import Group, Played, Rewarded, Rows, write_rows
 from sparring.errors import ConfigError, LawBroken, RewardError
 from sparring.evaluation.valued import alarms, judge_valued
+from sparring.folder import read_lines
 from sparring.generation.play import played_rows
 from sparring.improving import improve
 from sparring.kinds import kind_of
+from sparring.laboratory import world
 from sparring.learning import fine_tune
+from sparring.objectives.policy_gradient import advantages
 from sparring.policy_task import PolicyTask
 from sparring.preparing import prepare_data
 from sparring.reinforce import reinforce, settled_reinforce
-from sparring.rewarding import play_groups, reward, score_groups, scorer_print, settings_of, wanted_scorer, worth
-from sparring.rewards.scorer import Answered
+from sparring.rewarding import (
+    _check_centred,
+    play_groups,
+    reward,
+    score_groups,
+    scorer_print,
+    settings_of,
+    wanted_scorer,
+    worth,
+)
+from sparring.rewards.scorer import LARGEST, Answered
 from sparring.rewards.text import TextScorer
 from sparring.run import Phase
 from sparring.session import Session
@@ -233,6 +245,28 @@ def test_with_equal_rewards_everywhere_it_ends(tmp_path: Path, monkeypatch: pyte
     assert "nothing is left to learn from" in log
 
 
+def test_without_a_baseline_groups_of_zeros_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They pay KL, and are in the divisor: nothing is skipped."""
+    monkeypatch.setattr(TextScorer, "__call__", lambda self, answers: [0.0] * len(answers))
+    with lab.session(tmp_path, *SMALL, "reinforce.algorithm=reinforce", "reinforce.beta=0.5") as session:
+        game = Game(session)
+        played, _, scored = game.scored(game.start, 0)
+        rows = groups_of(scored)
+        assert (scored.facts["groups"], scored.facts["skipped"]) == (len(rows), 0)
+        assert len(rows) == len(played_rows(played.folder))
+        assert all(not any(row.advantages) for row in rows[:])
+        task = task_of(game, rows)
+        assert task.weight([0, 1]) == sum(len(ids) for row in rows[:2] for ids in row.answer_ids)
+        session.ring.challenge(session.player(game.start), seed=1)
+        with torch.no_grad():
+            for parameter in session.ring.trainable().values():
+                parameter.add_(0.05)  # away from theta_0, so that KL is above 0
+        loss, metrics = task.loss(session.ring.model, [0, 1])
+    assert metrics["policy_loss"][0] == 0
+    assert loss.item() == pytest.approx(0.5 * metrics["kl"][0], rel=1e-5)
+    assert loss.item() > 0
+
+
 @pytest.mark.parametrize("algorithm", ["rloo", "reinforce"])
 def test_every_algorithm_learns(algorithm: str, tmp_path: Path) -> None:
     with lab.session(tmp_path, *SMALL, f"reinforce.algorithm={algorithm}", "reinforce.prompts=20") as session:
@@ -277,7 +311,8 @@ def test_alarms(game: Game, changes: dict[str, Any], said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"), [([float("nan")], "gave nan for an answer"), ([1.0, 2.0], "gave 2 scores")]
+    ("values", "said"),
+    [([float("nan")], "gave nan for an answer"), ([1.0, 2.0], "gave 2 scores"), ([-1e308], "gave -1e.308 for")],
 )
 def test_a_scorer_that_gives_no_number_is_named(values: list[float], said: str) -> None:
     class Odd:
@@ -288,6 +323,17 @@ def test_a_scorer_that_gives_no_number_is_named(values: list[float], said: str) 
 
     with pytest.raises(RewardError, match=said):
         worth(Odd(), [Answered([1], [2], [3])])
+
+
+def test_advantages_that_are_nan_break_the_law() -> None:
+    with pytest.raises(LawBroken, match="a reward is too large to be compared"):
+        _check_centred(advantages(torch.tensor([[1e308, 1e308, -1e308], [1, 0, 0]], dtype=torch.float64), "rloo"))
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_the_largest_scores_can_be_compared(algorithm: str) -> None:
+    every = torch.tensor([[LARGEST, LARGEST, -LARGEST], [1, 0, 0]], dtype=torch.float64)
+    _check_centred(advantages(every, algorithm))
 
 
 def test_what_cannot_be_learnt_so_is_refused(tmp_path: Path) -> None:
@@ -309,3 +355,26 @@ def test_held_out_reward_has_an_interval(game: Game) -> None:
     assert 0 <= first.facts["reward"] <= 1
     lines = (first.folder / "rewards.jsonl").read_text().splitlines()
     assert len(lines) == len(game.session.prompts(game.data, "eval"))
+
+
+@pytest.mark.parametrize("stop", ["nll", "scorer"])
+def test_rows_that_repeat_three_prompts_have_no_interval(stop: str, tmp_path: Path) -> None:
+    prompts = [row["prompt"] for row in world.rows(0, 40, 3)[1]]
+    for name, rows in (("train", world.rows(0, 40)[0]), ("eval", [(prompts[i % 3], f"{i}") for i in range(30)])):
+        made = [row if isinstance(row, dict) else dict(zip(("prompt", "completion"), row, strict=True)) for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    files = [f"data.train={tmp_path}/train.jsonl", f"data.eval={tmp_path}/eval.jsonl", "data.render=text"]
+    keys = ['data.split="train"', "data.eval_limit=30", 'scorer={name: regex, pattern: "1"}', f"sft.stop={stop}"]
+    with lab.session(tmp_path, *SMALL, *files, *keys, "sft.checks=3", "method.dropout=0") as session:
+        game = Game(session)
+        given = (game.data, game.start, game.start, None)
+        session.once("sft-scores", judge_valued, *given, label="θ_0", scorer=game.scorer)
+        rows = list(read_lines(session.run.folder / "metrics.jsonl"))
+        rows += list(read_lines(session.run.folder / "sft/metrics.jsonl"))
+    found = {row["event"]: row for row in rows}
+    assert (found["scores"]["n"], found["scores"]["prompts"]) == (30, 3)
+    assert (found["scores"]["nll_low"], found["reward"]["reward_low"]) == (None, None)
+    checks = [row for row in rows if row["event"] == "check"]
+    assert len(checks) > 1
+    assert all(row["difference"] is None for row in checks)
+    assert any("3 held-out prompts are too few for an interval" in row.get("text", "") for row in rows)

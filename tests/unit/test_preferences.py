@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from sparring.config_selfplay import SelfPlayConfig
 from sparring.configfile import build_config, read_config
 from sparring.data.comparisons import PREFERENCES
 from sparring.data.formats import BadRow, choose_format
-from sparring.data.load import load
+from sparring.data.load import Loaded, load, load_all
 from sparring.data.messages import Conversation
-from sparring.data.preferences import Preferences, prepare_preferences, read_preferences
+from sparring.data.preferences import Preferences, prepare_preferences
 from sparring.dpo import settled_dpo
 from sparring.errors import ConfigError, DataError
 from sparring.laboratory import dpo_config, reward_config
@@ -164,8 +165,16 @@ def written(file: Path, rows: list[Row]) -> str:
     return str(file)
 
 
-def read(file: str, **config: Any) -> Preferences:
-    return read_preferences(DataConfig(train=file, **config), renderer_of(byte_tokenizer(MARKS, template=CHATML)))
+def read(file: str, template: str = CHATML, **config: Any) -> Preferences:
+    """Every pair of a file; nothing is held out."""
+    settings = DataConfig(train=file, **config)
+    made, counts, bad = load_all(settings)
+    loaded, renderer = (
+        Loaded(made, [], counts, "", "", [], bad, True),
+        renderer_of(byte_tokenizer(MARKS, template=template)),
+    )
+    sides, all_counts = prepare_preferences(loaded, renderer, settings, 2**20)
+    return replace(sides["train"], counts={**all_counts, **sides["train"].counts})
 
 
 def test_ties_need_a_rule(tmp_path: Path) -> None:
@@ -194,6 +203,25 @@ def test_bad_rows_are_left_out_and_named(tmp_path: Path) -> None:
         "a.jsonl:3: wrong type: response1 is true, and must be text",
     ]
     assert found.counts["bad: empty answer"] == found.counts["bad: wrong type"] == len(found.rows) == 1
+
+
+def test_a_pair_that_the_template_does_not_render_is_a_bad_row(tmp_path: Path) -> None:
+    """One answer makes the template write something else before it."""
+    odd = "{% if messages[-1].content == 'Odd' %}?{% endif %}" + CHATML
+    rows = [{"question": "Hi", "chosen": "Hello", "rejected": said} for said in ("Go", "Odd", "Away")]
+    file = written(tmp_path / "a.jsonl", rows)
+    with pytest.raises(
+        DataError, match=r"^a\.jsonl:2: the chat template renders the answered conversation differently"
+    ):
+        read(file, odd)
+    found = read(file, odd, bad_rows="skip")
+    assert len(found.rows) == 2
+    assert found.counts["bad: not rendered"] == len(found.messages) == 1
+    assert found.messages[0].startswith("a.jsonl:2: the chat template renders")
+    with pytest.raises(
+        DataError, match=r"none of the train pairs .*1 are not rendered, the last: b\.jsonl:1: the chat"
+    ):
+        read(written(tmp_path / "b.jsonl", rows[1:2]), odd, bad_rows="skip")
 
 
 def test_the_laboratorys_plant_is_read_as_pairs() -> None:
@@ -263,16 +291,13 @@ def test_a_prompt_is_on_one_side_and_rejected_answers_are_part_of_the_fingerprin
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs real data")
 def test_real_files() -> None:
-    renderer = renderer_of(byte_tokenizer())
-    people = DataConfig(train=str(SHARED / "pandalm" / "testset-v1.json"), bad_rows="skip", ties="drop")
-    found = read_preferences(people, renderer)
+    found = read(str(SHARED / "pandalm" / "testset-v1.json"), bad_rows="skip", ties="drop")
     assert found.counts["bad: empty answer"] == 54
     assert found.counts["bad: wrong type"] == 6
     assert found.messages[0].startswith("testset-v1.json[row 18]: empty answer: response1")
     assert len(found.rows) == 999 - 60 - found.counts["ties: drop"]
     assert {len(row.votes) for row in found.rows} == {3}
-    demo = DataConfig(train=str(SHARED / "preference_demo" / "dpo_en_demo.json"))
-    assert len(read_preferences(demo, renderer).rows) == 299
+    assert len(read(str(SHARED / "preference_demo" / "dpo_en_demo.json")).rows) == 299
 
 
 # ---------------------------------------------------------------- config

@@ -10,29 +10,20 @@ import pytest
 
 from sparring.data.pairs import Pair
 from sparring.errors import RewardError
-from sparring.rewards.rank import best, curve, expected_best, filter_pairs, kl_bound, rank
-from sparring.rewards.scorer import Answered
+from sparring.rewards.rank import best, curve, expected_best, filter_pairs, kl_bound
 
 
 class ById:
     """A scorer that gives an answer's first id."""
 
     label, fingerprint = "first id", "0"
-    calls = 0
 
     def __call__(self, answers):
-        self.calls += 1
         return [float(answer.ids[0]) for answer in answers]
 
 
-def answered(*ids: int) -> list[Answered]:
-    return [Answered([1], [one], []) for one in ids]
-
-
 def test_the_best_answer_is_the_first_of_the_highest():
-    scorer = ById()
-    assert rank(scorer, [answered(3, 9, 4), answered(5, 5), answered(7)]) == [1, 0, 0]
-    assert scorer.calls == 1
+    assert [best(row) for row in ([3.0, 9.0, 4.0], [5.0, 5.0], [7.0])] == [1, 0, 0]
     with pytest.raises(RewardError, match="no answer to choose from"):
         best([])
 
@@ -72,15 +63,19 @@ def test_kl_is_that_of_best_of_n():
 def test_a_curve_has_intervals_over_prompts():
     draw = random.Random(0)
     scores = [[draw.gauss(0, 1) for _ in range(12)] for _ in range(40)]
-    points = curve(scores)
+    prompts = range(40)
+    points = curve(scores, prompts)
     assert [point.n for point in points] == [1, 2, 4, 8, 12]
     assert [point.quality for point in points] == sorted(point.quality for point in points)
     assert all(point.low < point.quality < point.high for point in points)
     noise = [[draw.gauss(0, 1) for _ in row] for row in scores]
-    last = curve(scores, noise, [12])[0]
+    last = curve(scores, prompts, noise, [12])[0]
     assert last.low < 0.3
     assert abs(last.quality) < 0.6  # another yardstick sees nothing in it
-    assert curve(scores[:3])[0].low is None
+    assert curve(scores[:3], prompts[:3])[0].low is None
+    repeated = curve(scores, [row % 3 for row in range(40)])
+    assert [point.quality for point in repeated] == [point.quality for point in points]
+    assert all(point.low is None and point.gain[1] is None for point in repeated)  # three prompts are too few
 
 
 def pairs() -> list[Pair]:

@@ -177,7 +177,8 @@ def test_the_test_split_has_its_own_table(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", rows, lock(), best())
     (folder / "test").mkdir()
     for which, rise in (("best", 0.0), ("last", 0.5)):
-        lines = [json.dumps({"nll": 14.0 + index % 3 + rise, "tokens": 12}) for index in range(40)]
+        row = {"tokens": 12}
+        lines = [json.dumps({**row, "nll": 14.0 + index % 3 + rise, "prompt": f"{index}"}) for index in range(40)]
         (folder / "test" / f"{which}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     page = page_of(folder)
     table = page.split("On the test split, which chose nothing")[1].split("</section>")[0]

@@ -78,3 +78,34 @@ def test_the_shorter_answer_may_be_the_baseline():
     assert found["ties"] == 20
     assert (found["length_rule"], found["longer"]["mean"]) == ("shorter", 0.25)
     assert found["over_length"]["mean"] == pytest.approx(-0.25)
+
+
+def test_a_tie_counts_once_in_everything():
+    """Told as two halves, it says what it would if every decided pair were told twice with weight 1/2."""
+    draw = random.Random(3)
+    chosen, rejected = ([draw.gauss(0, 1) for _ in range(20)] for _ in range(2))
+    lengths = [(draw.randint(1, 50), draw.randint(1, 50)) for _ in range(20)]
+    votes = [[1.0, 1.0, 0.0]] * 20
+    tie = (2.0, -1.0, (40, 3), [0.5, 0.5, 1.0])
+
+    def told(times: int, weight: float):
+        good = [(a, b, size, said) for a, b, size, said in zip(chosen, rejected, lengths, votes, strict=True)]
+        rows = [row for row in good for _ in range(times)]
+        a, b, size, said = tie
+        rows += [tie, (b, a, size[::-1], [1 - vote for vote in said])]
+        weights = [weight] * (len(rows) - 2) + [0.5, 0.5]
+        prompts = [*(index // times for index in range(20 * times)), "tie", "tie"]
+        first, second, sizes, people = map(list, zip(*rows, strict=True))
+        return measure_pairs(first, second, sizes, weights, prompts, people)
+
+    halves, wanted = told(1, 1.0), told(2, 0.5)
+    assert halves["n"] == wanted["n"] == 21
+    assert halves["people"]["pairs"] == 21
+    assert halves["people"] == pytest.approx(wanted["people"])
+    for name in ("margin", "chosen_reward", "rejected_reward", "reward_mean", "reward_deviation"):
+        assert halves[name] == pytest.approx(wanted[name]), name
+    for name in ("length_correlation", "gap_correlation"):
+        assert halves[name] == pytest.approx(wanted[name]), name
+    assert halves["margin"] == pytest.approx((sum(chosen) - sum(rejected)) / 21)
+    same = measure_pairs([1.0] * 4, [1.0] * 4, [(1, 2)] * 4, [1, 1, 0.5, 0.5], [1, 2, 3, 3], [[]] * 4)
+    assert (same["n"], same["ties"]) == (3, 3)

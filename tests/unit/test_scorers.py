@@ -114,11 +114,54 @@ def test_a_function_of_the_users_own(renderer, module):
     assert make_scorer(settings, Seat(renderer)).fingerprint != before  # its code is what counts
 
 
+@pytest.mark.parametrize("number", ["random.random()", "len(seen)", "sum(seen) / len(seen)"])
+def test_a_function_must_give_the_same_answer_the_same_number(renderer, module, number):
+    module(
+        f"import random\nseen = []\ndef f(prompt, answer, real):\n    seen.append(len(answer))\n    return {number}\n"
+    )
+    scorer = make_scorer(scorer_of(name="function", path="my_rewards:f"), Seat(renderer))
+    rows = [said(renderer, "1+2+3=", "1+2"), said(renderer, "1+2+3=", "1")]
+    wanted = r'^scorer function "my_rewards:f" gave \S+ and then \S+ for the same answer, and must give the same answer'
+    with pytest.raises(RewardError, match=wanted):
+        scorer(rows)
+
+
+def test_eight_answers_are_asked_about_twice_and_no_more(renderer, module):
+    module("seen = []\ndef f(prompt, answer, real):\n    seen.append(answer)\n    return len(answer)\n")
+    scorer = make_scorer(scorer_of(name="function", path="my_rewards:f"), Seat(renderer))
+    row = said(renderer, "1+2+3=", "1+2")
+    for rows, asked in ((6, 12), (20, 34), (20, 54)):
+        assert scorer([row] * rows) == [3.0] * rows
+        assert len(sys.modules["my_rewards"].seen) == asked
+
+
+@pytest.mark.parametrize("made", ["functools.partial(base, scale=2)", "Weigher()", "functools.partial(Weigher())"])
+def test_partials_and_objects_have_the_content_of_their_module(renderer, module, made):
+    code = """import functools
+def base(prompt, answer, real, scale=1): return scale * len(answer)
+class Weigher:
+    def __call__(self, prompt, answer, real): return 1
+"""
+    settings, prints = scorer_of(name="function", path="my_rewards:found"), []
+    for scale in ("2", "2", "3"):
+        module(f"{code}\nfound = {made}\nother = {scale}\n")
+        prints.append(check_scorer(settings, renderer, "base"))
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_what_has_no_file_is_refused(renderer):
+    with pytest.raises(RewardError, match=r'^scorer function "builtins:max" has no file whose content says what it is'):
+        check_scorer(scorer_of(name="function", path="builtins:max"), renderer, "base")
+
+
 @pytest.mark.parametrize(
     ("returns", "message"),
     [
         ("float('nan')", "gave nan for an answer, and every score must be finite"),
         ("float('-inf')", "gave -inf for an answer, and every score must be finite"),
+        ("10**400", "gave 0x[0-9a-f]*... for an answer, and scores beyond .* cannot be compared; scale them down$"),
+        ("10**9999", "gave 0x[0-9a-f]*... for an answer, and scores beyond .* cannot be compared"),
+        ("-1e308", "gave -1e.308 for an answer, and scores beyond .* cannot be compared; scale them down$"),
         ("'good'", "gave 'good' for an answer, and must give a number"),
         ("None", "gave None for an answer, and must give a number"),
         ("1 / 0", "raised ZeroDivisionError: division by zero"),

@@ -83,6 +83,11 @@ class Preference:
     votes: list[float] = field(default_factory=list)
 
 
+def prompts_of(rows: Iterable[Prompt | Preference]) -> list[tuple[int, ...]]:
+    """What tells the prompts of rows apart: those with the same token ids are one, which is drawn as one unit."""
+    return [tuple(row.prompt_ids) for row in rows]
+
+
 @dataclass(frozen=True, slots=True)
 class Rewarded:
     """What the answers to one prompt are worth, in the order in which they were played."""

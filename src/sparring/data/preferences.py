@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from sparring.config import DataConfig
 from sparring.data.comparisons import PREFERENCES
 from sparring.data.formats import FORMATS, fits
-from sparring.data.load import Loaded, columns_of, load, load_all
+from sparring.data.load import Loaded, columns_of, load
 from sparring.data.messages import Conversation, Example, Message, Renderer, fit
 from sparring.data.pairs import Preference, Prompt, keyed
 from sparring.data.prepare import holds_special, room
@@ -28,27 +28,13 @@ Sided = tuple[Example, Example, float, list[float]]  # chosen, rejected, weight,
 class Preferences:
     """Pairs that can be used.
 
-    counts    what was read, left out and kept, by name
+    counts    what was left out and kept, by name
     messages  each row that was left out: its file and line, and why
     """
 
     rows: list[Preference]
     counts: dict[str, int]
     messages: list[str]
-
-
-def read_preferences(config: DataConfig, renderer: Renderer, context: int | None = None) -> Preferences:
-    """Every pair of `data.train`; nothing is held out.
-
-    context  tokens that prompt and answer may have together at most; None: `data.max_length`, or any number
-    Raises DataError for a file, a column or a row, and for a tie without a rule.
-    """
-    length = room(config, context, 0) if context else (config.max_length or 2**31)
-    if is_run(config.train):
-        found = run_pairs(config, renderer)
-        return _kept(found["train"], {"rows": len(found["train"])}, [], config, length, "train")
-    made, counts, bad = load_all(config)
-    return _kept(_rendered(made, renderer), counts, bad, config, length, "train")
 
 
 def load_answers(config: DataConfig, seed: int, renderer: Renderer) -> Loaded:
@@ -88,20 +74,25 @@ def load_preferences(config: DataConfig, seed: int, renderer: Renderer) -> Loade
 def prepare_preferences(
     loaded: Loaded, renderer: Renderer, config: DataConfig, context: int, virtual: int = 0
 ) -> tuple[dict[str, Preferences], dict[str, int]]:
-    """(pairs by side: train, eval, and test if there is one; counts). DataError when one is left empty."""
-    length = room(config, context, virtual)
+    """(pairs by side: train, eval, and test if there is one; counts). DataError when one is left empty.
+
+    The messages of `train` are those of all sides.
+    """
+    length, bad = room(config, context, virtual), list[str]()
     if is_run(config.train):
         given: dict[str, Iterable[Sided]] = dict(run_pairs(config, renderer))
         special = 0
     else:
         parts = {"train": loaded.train, "eval": loaded.eval, "test": loaded.test}
-        given = {side: _rendered(rows, renderer) for side, rows in parts.items() if rows}
+        given = {side: _rendered(rows, renderer, config, bad) for side, rows in parts.items() if rows}
         special = sum(holds_special(one, renderer) for rows in parts.values() for one in rows)
     counts = {**loaded.counts, "train_special_tokens_in_text": special}
     sides: dict[str, Preferences] = {}
     for side, pairs in given.items():
-        sides[side] = _kept(pairs, {}, loaded.bad if side == "train" else [], config, length, side)
+        sides[side] = _kept(pairs, bad, config, length, side)
         counts |= {f"{side}_{name}": count for name, count in sides[side].counts.items()}
+    counts |= {"bad: not rendered": len(bad)} if bad else {}
+    sides["train"] = replace(sides["train"], messages=[*loaded.bad, *bad])
     return sides, counts
 
 
@@ -117,16 +108,22 @@ def chosen_of(pairs: Sequence[Preference], end_ids: Iterable[int], side: str) ->
     )
 
 
-def _rendered(rows: Iterable[Conversation], renderer: Renderer) -> Iterable[Sided]:
-    """Both answers of each row; a tie gives two pairs, one each way round, that count half."""
+def _rendered(rows: Iterable[Conversation], renderer: Renderer, config: DataConfig, bad: list[str]) -> Iterable[Sided]:
+    """Both answers of each row; a tie gives two pairs, one each way round, that count half.
+
+    A row that the template does not render as prompt and answer is a bad row: with `bad_rows: skip` it goes to `bad`.
+    """
     for row in rows:
         other = row.other
         assert other is not None
-        (chosen,) = renderer.render(row)
         turned = replace(row, messages=(*row.messages[:-1], Message("assistant", other.rejected)))
-        (rejected,) = renderer.render(turned)
-        if chosen.prompt_ids != rejected.prompt_ids:
-            raise DataError(f"{row.source}: the template renders the question differently before its two answers")
+        try:
+            (chosen,), (rejected,) = renderer.render(row), renderer.render(turned)
+        except DataError as fault:
+            if config.bad_rows == "error":
+                raise
+            bad.append(str(fault))
+            continue
         votes = list(other.votes)
         if other.tie:
             yield chosen, rejected, 0.5, votes
@@ -135,9 +132,7 @@ def _rendered(rows: Iterable[Conversation], renderer: Renderer) -> Iterable[Side
             yield chosen, rejected, 1.0, votes
 
 
-def _kept(
-    pairs: Iterable[Sided], counts: dict[str, int], bad: list[str], config: DataConfig, length: int, side: str
-) -> Preferences:
+def _kept(pairs: Iterable[Sided], bad: list[str], config: DataConfig, length: int, side: str) -> Preferences:
     """The pairs of which both answers fit and are not the same tokens."""
     rows: list[Preference] = []
     done = {"too_long": 0, "truncated": 0, "identical": 0}
@@ -155,5 +150,6 @@ def _kept(
         raise DataError(
             f"none of the {side} pairs can be used: {done['too_long']} do not fit {length} tokens, {done['identical']} "
             "have the same answer twice; use shorter data, or set data.too_long=truncate"
+            + (f"; {len(bad)} are not rendered, the last: {bad[-1]}" if bad else "")
         )
-    return Preferences(rows, {**counts, **done, "pairs": len(rows)}, bad)
+    return Preferences(rows, {**done, "pairs": len(rows)}, [])

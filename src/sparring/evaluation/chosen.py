@@ -7,7 +7,7 @@ scorer's mean goes on rising and theirs falls, choosing has gone too far. P prom
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,12 @@ def yardsticks(session: Session, sheet: Sheet, told: Sequence[Row]) -> dict[str,
     return found
 
 
-def quality_curve(scores: Numbers, yards: Mapping[str, Numbers]) -> list[Event]:
-    """For n = 1, 2, 4 … N: KL's bound, and the mean of `reward` and of each yardstick with intervals over prompts.
+def quality_curve(scores: Numbers, yards: Mapping[str, Numbers], prompts: Sequence[Hashable]) -> list[Event]:
+    """For n = 1, 2, 4 … N: KL's bound, and the mean of `reward` and of each yardstick with intervals over prompts [P].
 
-    NAME_gain is the mean less that of one answer, prompt by prompt, with its interval NAME_gain_low, NAME_gain_high.
+    NAME_gain is the mean less that of one answer, row by row, with its interval NAME_gain_low, NAME_gain_high.
     """
-    found = {name: curve(scores, quality) for name, quality in ({"reward": scores} | dict(yards)).items()}
+    found = {name: curve(scores, prompts, quality) for name, quality in ({"reward": scores} | dict(yards)).items()}
     rows: list[Event] = []
     for index, point in enumerate(found["reward"]):
         row: Event = {"n": point.n, "kl": point.kl}

@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from sparring.data.pairs import prompts_of
 from sparring.evaluation.answers import distinct, repetition, self_bleu
 from sparring.evaluation.asking import (
     Row,
@@ -90,6 +91,7 @@ def examine(
         means[which] = means_of(rows) | whole
         name = name_of(phase)
         about = {"which": which, "player": name, "label": label_of(name, session.first), "n": len(rows)}
+        about["prompts"] = len(set(prompts_of(sheet.plain)))
         about |= {"scorer": given.label} if given else {}
         session.run.log({"event": "test", **about, **means[which]})
         if chosen and given:
@@ -131,8 +133,8 @@ def _curve(session: Session, folder: Path, sheet: Sheet, chosen: Chosen, about: 
     """Log quality against n; write all answers."""
     yards = yardsticks(session, sheet, chosen.told)
     write_candidates(folder / f"{about['which']}-candidates.jsonl", sheet, chosen, yards)
-    who = {"which": about["which"], "player": about["player"], "scorer": scorer.label, "prompts": about["n"]}
-    for row in quality_curve(chosen.scores, yards):
+    who = {"which": about["which"], "player": about["player"], "scorer": scorer.label, "prompts": about["prompts"]}
+    for row in quality_curve(chosen.scores, yards, prompts_of(sheet.plain)):
         session.run.log({"event": "best_of", **who, **row})
     for name in yards:
         if (row[f"{name}_gain_high"] or 0.0) < 0:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sparring.config_selfplay import at
-from sparring.data.pairs import Prompt
+from sparring.data.pairs import Prompt, prompts_of
 from sparring.evaluation.answers import describe
 from sparring.evaluation.asking import Row, ask, cost, exact_of, gaps, match_shares, own_logprobs, sheet_of
 from sparring.evaluation.nll import mean_nll, real_logprobs
@@ -62,7 +62,9 @@ def judge(
     real = real_logprobs(model, base, sheet.prompts, tokens) if sheet.likely else None
     own = own_logprobs(session, model, base, answers)
     facts: Event = {"player": name_of(player), "label": label, "n": len(sheet.plain)}
-    facts |= _likelihood(sheet.prompts, real, start, player)
+    units = prompts_of(sheet.plain)
+    facts["prompts"] = len(set(units))
+    facts |= _likelihood(sheet.prompts, units, real, start, player)
     plain = facts["nll"]  # as learning measures it, to see whether it rises
     if sheet.prompts is not sheet.plain or settings.temperature != 1:
         plain = mean_nll(model, session.ring.base, sheet.plain, tokens)
@@ -120,16 +122,19 @@ def name_of(player: Phase | None) -> str:
     return "base" if player is None else player.name.split("/")[0]
 
 
-def _likelihood(prompts: Sequence[Prompt], real: list[float] | None, start: Phase, player: Phase | None) -> Event:
+def _likelihood(
+    prompts: Sequence[Prompt], units: Sequence[Hashable], real: list[float] | None, start: Phase, player: Phase | None
+) -> Event:
+    """NLL per token of the real answers, and its difference to θ_0's. units: the prompt of each row."""
     facts: Event = dict.fromkeys(("nll", "nll_low", "nll_high", "nll_difference"))
     if real is None:
         return facts
     tokens = [len(p.real_ids) for p in prompts]
-    interval = per_token(real, tokens) or (None, None)
+    interval = per_token(real, tokens, units) or (None, None)
     facts |= {"nll": -sum(real) / sum(tokens), "nll_low": interval[0], "nll_high": interval[1]}
     judged = start.folder.parent / "sft-scores"
     if player != start and judged.exists():
-        gap = difference(real, [row["real_logprob"] for row in read_judged(judged)], tokens)
+        gap = difference(real, [row["real_logprob"] for row in read_judged(judged)], tokens, units)
         facts["nll_difference"] = gap and {"against": "sft", **gap}
     return facts
 

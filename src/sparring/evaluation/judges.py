@@ -43,11 +43,13 @@ class About:
 class Verdicts:
     """What a judge said of N pairs: 1, ½ or 0 for the first player each.
 
+    prompts    that each pair belongs to
     disagreed  pairs on which its two orders contradict each other
     unclear    replies of an endpoint that hold no verdict
     """
 
     wins: list[float]
+    prompts: list[str]
     disagreed: int
     unclear: int = 0
 
@@ -59,7 +61,7 @@ class Verdicts:
     @property
     def interval(self) -> Interval | None:
         """95 %, by resampling prompts; None for few."""
-        return per_token([-win for win in self.wins], [1] * len(self.wins))
+        return per_token([-win for win in self.wins], [1] * len(self.wins), self.prompts)
 
 
 def find_judge(spec: str, about: About) -> Judge:
@@ -84,7 +86,8 @@ def compare(judge: Judge, rows: Sequence[tuple[str, str, str]], told: Callable[[
         wins.append({"first": 1.0, "second": 0.0, "tie": 0.5}[choice if choice == again else "tie"])
         if told:
             told(len(wins))
-    return Verdicts(wins, disagreed, judge.unclear if isinstance(judge, Endpoint) else 0)
+    unclear = judge.unclear if isinstance(judge, Endpoint) else 0
+    return Verdicts(wins, [prompt for prompt, *_ in rows], disagreed, unclear)
 
 
 # ---------------------------------------------------------------- rules

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparring.config_selfplay import at
 from sparring.data.collate import Row
-from sparring.data.pairs import Preference
+from sparring.data.pairs import Preference, prompts_of
 from sparring.evaluation.choose import choose
 from sparring.evaluation.judge import name_of
 from sparring.evaluation.people import People
@@ -50,7 +50,7 @@ def preferred(session: Session, folder: Path, data: Phase, pairs: Phase, player:
     )
     tokens_PR = torch.tensor([[len(row.chosen_ids), len(row.rejected_ids)] for row in rows], dtype=torch.float64)
     m_P = _margins(session, player_PR, reference_PR, tokens_PR)
-    facts = {"player": name_of(player), "n": len(rows), "prompts": len({tuple(row.prompt_ids) for row in rows})}
+    facts = {"player": name_of(player), "n": len(rows), "prompts": len(set(prompts_of(rows)))}
     facts |= _accuracies(rows, m_P, reference_PR, tokens_PR)
     facts |= _moved(session, m_P, player_PR, reference_PR, tokens_PR)
     people = People.of([row.votes for row in rows])
@@ -86,7 +86,7 @@ def _accuracies(rows: Sequence[Preference], m_P: Tensor, reference_PR: Tensor, t
     facts: Event = {}
     for name, gap_P in wins.items():
         won = accuracy(gap_P.unsqueeze(-1)).tolist()
-        found = share(won, [1.0] * len(won), [tuple(row.prompt_ids) for row in rows])
+        found = share(won, [1.0] * len(won), prompts_of(rows))
         facts |= {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
     return facts
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.data.pairs import Prompt
+from sparring.data.pairs import Prompt, prompts_of
 from sparring.evaluation.nll import real_logprobs
 from sparring.evaluation.statistics import difference
 from sparring.models.base import Base, choose_device, load_base
@@ -47,7 +47,7 @@ def quantisation_cost(session: Session, folder: Path, data: Phase) -> Event:
         theirs, plain_seconds = plain
         found["plain_nll"] = -sum(theirs) / sum(tokens)
         found["plain_pass_seconds"] = round(plain_seconds, 3)
-        found["difference"] = difference(mine, theirs, tokens)
+        found["difference"] = difference(mine, theirs, tokens, prompts_of(prompts))
     session.run.log({"event": "quantisation", **found})
     return {"nll": found["nll"], "plain_nll": found.get("plain_nll")}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sparring.data.pairs import Preference
+from sparring.data.pairs import Preference, prompts_of
 from sparring.evaluation.rewarded_pairs import measure_pairs
 from sparring.files import write_atomic
 from sparring.models.flops import Flops
@@ -30,7 +30,7 @@ def judge_reward(session: Session, folder: Path, data: Phase, made: Phase) -> Ev
         rejected,
         [(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs],
         [p.weight for p in pairs],
-        [tuple(p.prompt_ids) for p in pairs],
+        prompts_of(pairs),
         [p.votes for p in pairs],
     )
     write_atomic(folder / "scores.json", json.dumps(facts, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """How far rewards can be trusted on held-out pairs: accuracy, calibration, what length alone would give.
 
-A pair counts by its weight. Pairs to one prompt are not independent, so intervals are by resampling prompts.
+A pair counts by its weight: a tie, told as two halves, counts once in all that is said. Pairs to one prompt are not
+independent, so intervals are by resampling prompts.
 """
 
 from __future__ import annotations
@@ -58,6 +59,16 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def _repeated(values: Sequence[Any], often: Sequence[int]) -> list[Any]:
+    return [value for value, times in zip(values, often, strict=True) for _ in range(times)]
+
+
+def _people(votes: Sequence[Sequence[float]], weights: Sequence[float], often: Sequence[int]) -> Row | None:
+    found = People.of(_repeated(votes, often))
+    pairs = sum(weight for said, weight in zip(votes, weights, strict=True) if len(said) > 1)
+    return None if found is None else found.facts() | {"pairs": round(pairs)}
+
+
 def measure_pairs(
     chosen: Sequence[float],
     rejected: Sequence[float],
@@ -69,29 +80,32 @@ def measure_pairs(
     """All that is said of a reward model on N held-out pairs.
 
     chosen, rejected  rewards of the two answers; lengths: their tokens
+    weights           1, or 1/2 where a tie is told as two halves
     """
-    mine, people = wins(chosen, rejected), People.of(votes)
+    mine = wins(chosen, rejected)
     longer = wins([a for a, _ in lengths], [b for _, b in lengths])
     by_length = share(longer, weights, prompts)
     rule = "longer" if by_length["mean"] >= 0.5 else "shorter"
     ruled = longer if rule == "longer" else [1 - value for value in longer]
-    every, sizes = [*chosen, *rejected], [n for side in (0, 1) for n in (pair[side] for pair in lengths)]
     gaps = [a - b for a, b in zip(chosen, rejected, strict=True)]
+    often = [round(weight / min(weights)) for weight in weights]  # what has no weights is told each row so many times
+    higher, lower, spans, apart = (_repeated(values, often) for values in (chosen, rejected, lengths, gaps))
+    every, sizes = [*higher, *lower], [n for side in (0, 1) for n in (pair[side] for pair in spans)]
     return {
-        "n": len(mine),
+        "n": round(sum(weights)),
         "prompts": len(set(prompts)),
         "accuracy": share(mine, weights, prompts),
-        "ties": sum(value == 0.5 for value in mine),
+        "ties": round(sum(weight for value, weight in zip(mine, weights, strict=True) if value == 0.5)),
         "longer": by_length,
         "length_rule": rule,
         "over_length": share([a - b for a, b in zip(mine, ruled, strict=True)], weights, prompts),
         "length_correlation": correlation(every, sizes),
-        "gap_correlation": correlation(gaps, [a - b for a, b in lengths]),
+        "gap_correlation": correlation(apart, [a - b for a, b in spans]),
         "calibration": reliability(gaps, weights),
-        "people": people and people.facts(),
-        "chosen_reward": _mean(chosen),
-        "rejected_reward": _mean(rejected),
-        "margin": _mean(gaps),
+        "people": _people(votes, weights, often),
+        "chosen_reward": _mean(higher),
+        "rejected_reward": _mean(lower),
+        "margin": _mean(apart),
         "reward_mean": float(np.mean(every)),
         "reward_deviation": float(np.std(every)),
     }

@@ -6,11 +6,11 @@ Warns of what rewards are known to do to a player: KL, length, entropy, and rewa
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 from sparring.config_reinforce import ReinforceConfig
-from sparring.data.pairs import Prompt
+from sparring.data.pairs import Prompt, prompts_of
 from sparring.evaluation.judge import judge, read_judged
 from sparring.evaluation.statistics import share
 from sparring.files import write_atomic
@@ -63,17 +63,18 @@ def mean_rewards(scorer: Scorer, prompts: Sequence[Prompt], said: Sequence[Seque
 
 def _valued(session: Session, folder: Path, data: Phase, judged: Path, first: Phase | None) -> Event:
     """The facts of a scorer's judgement, from the answers in `judged`; writes rewards.jsonl."""
-    given, prompts, said = scorer_of(session), session.prompts(data, "eval"), read_judged(judged)
+    given, prompts, said = scorer_of(session), session.prompts(data, "eval")[:], read_judged(judged)
+    units = prompts_of(prompts)
     means = mean_rewards(given, prompts, [row["ids"] for row in said])
     real = worth(given, [Answered(p.prompt_ids, p.real_ids, p.real_ids) for p in prompts])
     tokens = sum(len(ids) for row in said for ids in row["ids"])
     write_atomic(folder / "rewards.jsonl", "".join(json.dumps({"reward": value}) + "\n" for value in means))
     return {
         "scorer": given.label,
-        **_interval(means, "reward"),
+        **_interval(means, units, "reward"),
         "real_reward": sum(real) / len(real),
         "entropy": -sum(value for row in said for value in row["logprobs"]) / tokens,
-        "reward_difference": first and paired_gap(means, rewards_of(first)),
+        "reward_difference": first and paired_gap(means, rewards_of(first), units),
     }
 
 
@@ -103,20 +104,20 @@ def alarms(config: ReinforceConfig, label: str, mine: Event, first: Event) -> li
     return found
 
 
-def _interval(means: Sequence[float], name: str) -> Event:
-    found = _share(means)
+def _interval(means: Sequence[float], prompts: Sequence[Hashable], name: str) -> Event:
+    found = _share(means, prompts)
     return {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 
-def paired_gap(mine: Sequence[float], theirs: Sequence[float]) -> Event | None:
-    """Mean of mine less theirs, prompt by prompt, with its 95 % interval; None with too few prompts for one."""
-    found = _share([a - b for a, b in zip(mine, theirs, strict=True)])
+def paired_gap(mine: Sequence[float], theirs: Sequence[float], prompts: Sequence[Hashable]) -> Event | None:
+    """Mean of mine less theirs, row by row, with its 95 % interval over prompts; None with too few of these for one."""
+    found = _share([a - b for a, b in zip(mine, theirs, strict=True)], prompts)
     return None if found["low"] is None else found
 
 
-def _share(means: Sequence[float]) -> Event:
-    """Of a number per prompt."""
-    return share(means, [1.0] * len(means), range(len(means)))
+def _share(means: Sequence[float], prompts: Sequence[Hashable]) -> Event:
+    """Of a number per row, each row counting the same."""
+    return share(means, [1.0] * len(means), prompts)
 
 
 def rewards_of(judged: Phase) -> list[float]:

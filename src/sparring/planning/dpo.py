@@ -50,7 +50,7 @@ def draft(found: Found, base: Base, sides: Sides) -> Draft:
         f"5. θ_0 or θ_1 by held-out {CHOSEN_BY[settings.select]}, and a report",
     ]
     about = [
-        pairs_line(train, held, found.loaded.bad),
+        pairs_line(train, held, sides.bad),
         f"          {reference_of(config.start, config.sft.epochs, config.model.base)}",
     ]
     return Draft(about, steps, compared(base.renderer, train[0]), pair_lengths(train), estimate, len(held))

@@ -12,6 +12,7 @@ from sparring.data.pairs import Prompt
 from sparring.job import Found
 from sparring.models.base import Base
 from sparring.models.scoring import computed_tokens
+from sparring.objectives.policy_gradient import WITHOUT_BASELINE
 from sparring.planning.estimate import (
     Probe,
     answer_limit_of,
@@ -57,9 +58,10 @@ def draft(found: Found, base: Base, sides: Sides) -> Draft:
         f"{len(steps) + 1}. the best of all players by the scorer's mean on {held} held-out prompts, held-out "
         "NLL beside it, and a report"
     )
+    equal = "teaches too" if settings.algorithm in WITHOUT_BASELINE else "teaches nothing, and is skipped"
     about = [
         f"scorer    {wanted.name}, {estimate['scored']:,} answers to be scored to learn from them; a group of equal "
-        "rewards teaches nothing, and is skipped"
+        f"rewards {equal}"
     ]
     return Draft(about, steps, _example(probe, config, train[0]), lengths_of(train), estimate, held)
 

@@ -33,7 +33,7 @@ def draft(found: Found, base: Base, sides: Sides) -> Draft:
         f"{settings.centre:g}, lr {settings.lr or config.sft.lr:g} → a reward model",
         f"2. judged on {len(held)} held-out pairs: accuracy beside chance and length, calibration, and a report",
     ]
-    about = [pairs_line(train, held, found.loaded.bad)]
+    about = [pairs_line(train, held, sides.bad)]
     return Draft(about, steps, compared(base.renderer, train[0]), pair_lengths(train), estimate, len(held))
 
 

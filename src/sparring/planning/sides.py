@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparring.config import Config
 from sparring.data.collate import Row
@@ -19,11 +19,13 @@ class Sides:
 
     prompts  examples; of preference pairs each chosen answer once. Empty where only pairs were asked for
     pairs    preference pairs; empty where rows are none
+    bad      of preference pairs: each row that was left out, and why
     """
 
     prompts: dict[str, list[Prompt]]
     pairs: dict[str, list[Preference]]
     counts: dict[str, int]
+    bad: list[str] = field(default_factory=list)
 
 
 def read_sides(config: Config, loaded: Loaded, renderer: Renderer, context: int, alone: bool = False) -> Sides:
@@ -35,9 +37,10 @@ def read_sides(config: Config, loaded: Loaded, renderer: Renderer, context: int,
     found, counts = prepare_preferences(loaded, renderer, config.data, context, virtual)
     pairs = {side: one.rows for side, one in found.items()}
     if alone:
-        return Sides({}, pairs, counts)
+        return Sides({}, pairs, counts, found["train"].messages)
     chosen = {side: chosen_of(rows, renderer.end_ids, side) for side, rows in pairs.items()}
-    return Sides(chosen, pairs, counts | {f"{side}_examples": len(rows) for side, rows in chosen.items()})
+    counts |= {f"{side}_examples": len(rows) for side, rows in chosen.items()}
+    return Sides(chosen, pairs, counts, found["train"].messages)
 
 
 def both(pair: Preference) -> list[Row]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from sparring.methods import METHODS
 from sparring.report.plot_tuning import tuning_words
 from sparring.report.preferred import preference_verdict, preference_warnings
-from sparring.report.records import Row, Run, difference, exact, number, pretty, read_run, text
+from sparring.report.records import Row, Run, difference, exact, number, pretty, prompts, read_run, text
 from sparring.report.rewarded import reward_verdict, scorer_and_nll
 from sparring.report.tables import fixed, interval, percent, phase_label
 
@@ -118,8 +118,8 @@ def _against_start(run: Run, player: str) -> str:
     if found is None:
         return f"{measured}; no interval was measured, so whether they differ is not known."
     mean, low, high = found
-    prompts = number(row, "n")
-    over = f", 95 % over {prompts:.0f} prompts" if prompts else ", 95 %"
+    units = prompts(row)
+    over = f", 95 % over {units:.0f} prompts" if units else ", 95 %"
     measured += f": difference {fixed(mean, sign=True)} {interval(low, high, sign=True)}{over}."
     if max(abs(low), abs(high)) < NEGLIGIBLE:
         return f"{measured} That is less than {NEGLIGIBLE} nats: no difference of practical size."
@@ -227,7 +227,7 @@ def _below_plain(run: Run) -> list[str]:
 
 
 def _few(run: Run) -> list[str]:
-    counts = [n for row in run.scores.values() if (n := number(row, "n")) is not None]
+    counts = [n for row in run.scores.values() if (n := prompts(row)) is not None]
     if not counts or min(counts) >= FEW:
         return []
     return [f"only {min(counts):.0f} held-out prompts: intervals are rough, or missing; hold more out (data.eval_size)"]

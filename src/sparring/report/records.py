@@ -224,6 +224,11 @@ def number(row: Row, key: str) -> float | None:
     return float(value)
 
 
+def prompts(row: Row) -> float | None:
+    """How many prompts an interval is over; rows to one prompt are one."""
+    return number(row, "prompts") or number(row, "n")
+
+
 def difference(row: Row) -> tuple[float, float, float] | None:
     """(mean, low, high) of the paired NLL difference to the SFT player, if it was measured."""
     found = row.get("nll_difference")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparring.report.plot_steps import boundaries, phases_with, series, step_caption
-from sparring.report.records import Row, Run, difference, number, text
+from sparring.report.records import Row, Run, difference, number, prompts, text
 from sparring.report.svg import GREEN, INK, MUTED, REAL, SYNTHETIC, Plot, brief, end_labels, figure, to_svg
 from sparring.report.tables import fixed, interval
 
@@ -91,8 +91,8 @@ def _certainty(row: Row) -> str:
     found = reward_gain(row)
     if found is None:
         return "; no interval was measured, so whether they differ is not known."
-    prompts = number(row, "n")
-    over = f", 95 % over {prompts:.0f} prompts" if prompts else ", 95 %"
+    units = prompts(row)
+    over = f", 95 % over {units:.0f} prompts" if units else ", 95 %"
     said = f": difference {fixed(found[0], sign=True)} {_range(found)}{over}."
     if found[1] > 0:
         return f"{said} The interval lies above 0: an improvement on these prompts."

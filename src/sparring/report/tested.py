@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sparring.evaluation.metrics import METRICS, Metric, columns
 from sparring.evaluation.statistics import Interval, difference, per_token
-from sparring.report.records import Row, Run, number, pretty, read_lines, text
+from sparring.report.records import Row, Run, number, pretty, prompts, read_lines, text
 from sparring.report.tables import Cell, Column, Line, fixed, interval
 
 RANGED = ("nll", "match", "valid", "reward")  # shown with an interval over prompts
@@ -52,7 +52,7 @@ def tested_notes(run: Run) -> list[str]:
     """What stands under the table: how many prompts, and whether the last player differs from the chosen one."""
     if not run.tests:
         return []
-    counts = [n for which, row in run.tests.items() if (n := number(row, "n") or float(len(_rows(run, which))))]
+    counts = [n for which, row in run.tests.items() if (n := len({*_prompts(_rows(run, which))}) or prompts(row))]
     notes = [f"{min(counts):.0f} prompts."] if counts else []
     scorer = text(run.tests.get("best", {}).get("scorer"))
     notes += [f"Sampled answers were scored by {scorer}."] if scorer and not run.best_of else []
@@ -69,7 +69,7 @@ def gap_between(mine: list[Row], theirs: list[Row]) -> dict[str, float] | None:
     first, second = columns(METRICS["nll"], mine), columns(METRICS["nll"], theirs)
     if first is None or second is None or first[1] != second[1]:
         return None
-    return difference([-x for x in first[0]], [-x for x in second[0]], [int(n) for n in first[1]])
+    return difference([-x for x in first[0]], [-x for x in second[0]], [int(n) for n in first[1]], _prompts(mine))
 
 
 def _cell(name: str) -> Callable[[Row], Cell]:
@@ -79,7 +79,11 @@ def _cell(name: str) -> Callable[[Row], Cell]:
 def _interval(metric: Metric, rows: list[Row]) -> Interval | None:
     """95 % interval of a mean over the test prompts; of NLL, per token."""
     found = columns(metric, rows)
-    return None if found is None else per_token([-x for x in found[0]], found[1])
+    return None if found is None else per_token([-x for x in found[0]], found[1], _prompts(rows))
+
+
+def _prompts(rows: list[Row]) -> list[str]:
+    return [text(row.get("prompt")) for row in rows]
 
 
 def _rows(run: Run, which: str) -> list[Row]:

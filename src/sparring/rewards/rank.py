@@ -6,7 +6,7 @@ Shapes: P prompts, N answers to each.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,11 +30,6 @@ def best(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=lambda index: (scores[index], -index))
 
 
-def rank(scorer: Scorer, answers: Sequence[Sequence[Answered]]) -> list[int]:
-    """Best of n: for every prompt the index of its best answer [P]."""
-    return [best(row) for row in scores_of(scorer, answers)]
-
-
 # ---------------------------------------------------------------- quality against n
 
 
@@ -44,8 +39,8 @@ class BestOf:
 
     kl         bound on KL(best of n ‖ the sampler), nats per answer: log n - (n-1)/n (Beirami et al. 2024, arXiv
                2401.01879); exact where no two answers have the same score
-    quality    mean over prompts; low, high: its 95 % interval over prompts, None with fewer than ten
-    gain       quality less that of the first n, prompt by prompt: mean, low, high
+    quality    mean over rows; low, high: its 95 % interval over prompts, None with fewer than ten
+    gain       quality less that of the first n, row by row: mean, low, high
     """
 
     n: int
@@ -80,26 +75,31 @@ def expected_best(scores: Sequence[float], quality: Sequence[float], n: int) -> 
 
 
 def curve(
-    scores: Sequence[Sequence[float]], quality: Sequence[Sequence[float]] | None = None, ns: Sequence[int] | None = None
+    scores: Sequence[Sequence[float]],
+    prompts: Sequence[Hashable],
+    quality: Sequence[Sequence[float]] | None = None,
+    ns: Sequence[int] | None = None,
 ) -> list[BestOf]:
-    """Quality against n, by the answers of P prompts.
+    """Quality against n, by the answers to P rows.
 
     scores   [P][N] by which the best is chosen
+    prompts  [P] which prompt a row belongs to, the unit of the intervals
     quality  [P][N] of what it is judged by; default: the scores themselves, which flatter the scorer
     ns       default: powers of two up to the fewest answers that a prompt has, and that number
     """
     fewest = min(map(len, scores), default=0)
     ns = ns or sorted({*(2**k for k in range(fewest.bit_length())), fewest})
     each = [[expected_best(s, q, n) for s, q in zip(scores, quality or scores, strict=True)] for n in ns]
+    gains = [[a - b for a, b in zip(values, each[0], strict=True)] for values in each]
     return [
-        BestOf(n, kl_bound(n), *_mean(values), _mean([a - b for a, b in zip(values, each[0], strict=True)]))
-        for n, values in zip(ns, each, strict=True)
+        BestOf(n, kl_bound(n), *_mean(values, prompts), _mean(gain, prompts))
+        for n, values, gain in zip(ns, each, gains, strict=True)
     ]
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean over prompts with its interval."""
-    interval = per_token([-value for value in values], [1] * len(values)) or (None, None)
+def _mean(values: Sequence[float], prompts: Sequence[Hashable]) -> tuple[float, float | None, float | None]:
+    """Mean over rows with its interval over prompts."""
+    interval = per_token([-value for value in values], [1] * len(values), prompts) or (None, None)
     return float(np.mean(values)), *interval
 
 

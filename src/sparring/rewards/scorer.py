@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from sparring.errors import RewardError
 
+LARGEST = 1e100  # of a score, either side of 0: sums and squares of many such are finite still
+
 
 @dataclass(frozen=True, slots=True)
 class Answered:
@@ -40,14 +42,20 @@ class Scorer(Protocol):
 
 
 def finite(label: str, value: Any) -> float:
-    """A score as a finite float; RewardError for anything else."""
+    """A score as a finite float; RewardError for anything else, and for what is too large to be compared."""
     if not isinstance(value, Real):
         raise RewardError(f"{label} gave {_shown(value)} for an answer, and must give a number such as 0.5")
-    if not math.isfinite(value):
+    number: Any = value
+    if -LARGEST <= number <= LARGEST:
+        return float(number)
+    if number in (math.inf, -math.inf) or number != number:
         raise RewardError(f"{label} gave {float(value)} for an answer, and every score must be finite; correct it")
-    return float(value)
+    raise RewardError(
+        f"{label} gave {_shown(value)} for an answer, and scores beyond ±{LARGEST:g} cannot be compared; scale them "
+        "down"
+    )
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = hex(value) if isinstance(value, int) else repr(value)  # the decimals of a huge int may be refused
     return text if len(text) <= 60 else f"{text[:57]}..."

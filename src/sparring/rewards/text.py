@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -18,17 +20,31 @@ from sparring.rewards.scorer import Answered, finite
 from sparring.rewards.settings import FunctionScore, MatchScore, RegexScore, ValidityScore
 
 Said = Callable[[str, str, str, bool], Any]  # prompt, answer, real answer, whether it ended → its score
+TWICE = 8  # answers that a function of someone else's is asked about twice, when it is first used in a phase
 
 
 @final
 class TextScorer:
     """A function of the texts. It is asked with special tokens left out, as people read them."""
 
-    def __init__(self, renderer: Renderer, label: str, fingerprint: str, said: Said) -> None:
+    def __init__(self, renderer: Renderer, label: str, fingerprint: str, said: Said, twice: int = 0) -> None:
+        """twice: how many answers of the first call are scored once more, to see that the scores are the same."""
         self.renderer, self.label, self.fingerprint, self.said = renderer, label, fingerprint, said
+        self.twice = twice
 
     def __call__(self, answers: Sequence[Answered]) -> list[float]:
-        """A score for each [N]."""
+        """A score for each [N]. RewardError if the first ones get others when they are scored again."""
+        found = self._told(answers)
+        again, self.twice = self._told(answers[: self.twice]), max(0, self.twice - len(answers))
+        for first, second in zip(found, again, strict=False):
+            if first != second:
+                raise RewardError(
+                    f"{self.label} gave {first:g} and then {second:g} for the same answer, and must give the same "
+                    "answer the same number whenever it is asked; leave out chance, and what it remembers"
+                )
+        return found
+
+    def _told(self, answers: Sequence[Answered]) -> list[float]:
         decode, ends = self.renderer.decode, self.renderer.end_ids
         return [
             finite(
@@ -83,16 +99,32 @@ def function(settings: FunctionScore, renderer: Renderer) -> TextScorer:
         except Exception as error:  # someone else's code
             raise RewardError(f"{label} raised {type(error).__name__}: {_line(error)}; correct it") from error
 
-    return TextScorer(renderer, label, digest(["function", settings.path, _source(found)]), said)
+    return TextScorer(
+        renderer, label, digest(["function", settings.path, _source(settings.path, found, label)]), said, TWICE
+    )
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _source(function: Any) -> str:
-    """The fingerprint of the file that defines a function; "" where it has none."""
+def _source(path: str, function: Any, label: str) -> str | list[str]:
+    """The fingerprint of the file that defines a function; for what is no plain function, of its module's file too.
+
+    Raises RewardError where there is no file, for then nobody would notice that the scores are others.
+    """
+    if plain := _file(inspect.unwrap(function)):
+        return plain
+    made_of = function.func if isinstance(function, partial) else type(function)
+    found = [_file(sys.modules[path.partition(":")[0]]), _file(made_of)]
+    if not found[0]:
+        raise RewardError(f"{label} has no file whose content says what it is; give a function in a module of your own")
+    return found
+
+
+def _file(what: Any) -> str:
+    """The fingerprint of the file that defines it; "" where it has none."""
     try:
-        return fingerprint_file(Path(inspect.getfile(inspect.unwrap(function))))
+        return fingerprint_file(Path(inspect.getfile(what)))
     except (TypeError, OSError):
         return ""
