@@ -89,7 +89,7 @@ def _kept(session: Session, path: Path, iteration: int, once: Cost) -> float:
         epochs = _epochs(session, iteration, once)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps({"epochs": epochs}))
-    least = 1 / once.steps
+    least = min(1.0, 1 / once.steps)  # a step, smaller than a batch where there is not more
     if epochs < least:
         session.run.warn(f"the budget was used up before iteration {iteration} learnt, so it took one step only")
     return max(epochs, least)

@@ -12,6 +12,8 @@ and ℓ are the same. So the folder is the same too: 0/player is the player, and
 
 from __future__ import annotations
 
+from functools import partial
+
 from sparring.config import Config
 from sparring.config_dpo import DPOConfig, reference_of
 from sparring.configfile import build_config
@@ -52,7 +54,7 @@ def prefer(session: Session) -> Phase:
     pairs = once("0/pairs", score_reference, data, start)  # log p_θ0
     player = once("0/player", learn, start, pairs, data, before, iteration=0)  # θ_1
     scores = once("0/scores", judge, data, player, start, None, label="θ_1 (DPO)", iteration=0)
-    told = once("0/preferred", preferred, data, pairs, player)
+    told = once("0/preferred", partial(preferred, reference=start), data, pairs, player)
     judged = [scorer.judge(data, one) for one in (before, base, scores)]
     best = once("best", choose_preferred, judged[0], judged[2], told)
     examination(session, data, start, start if best.facts["player"] == "sft" else player, player, scorer.examiner)

@@ -2,8 +2,9 @@
 
 A group of K answers costs far more than one answer: it is played K times, scored under two players, and learnt. With a
 budget so many prompts are drawn that all of that, `reinforce.epochs` passes of learning included, takes the iteration's
-share. In the first iteration the cost is forecast from the real answers' lengths as if every group taught something;
-later it is what the iteration before took. What is left after playing and scoring is for learning.
+share, be they fewer than a batch; one at least. In the first iteration the cost is forecast from the real answers'
+lengths as if every group taught something; later it is what the iteration before took. What is left after playing and
+scoring is for learning. Once the whole budget has not enough left for a prompt, there is no further iteration.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from sparring.allowance import Cost, in_units, left_of, spent
+from sparring.allowance import Cost, in_units, left_of, spent, spent_on_play
 from sparring.config_reinforce import ReinforceConfig
 from sparring.data.pairs import Prompt
 from sparring.folder import read_marker
@@ -41,7 +42,21 @@ def how_many(session: Session, config: ReinforceConfig, data: Phase, player: Pha
         cost = _took(session.run.folder, config, iteration, budget.unit)
     else:
         cost = in_units(session, 0, _expected(session, config, data, player)) / every
-    return session.crew.decide(lambda: min(every, max(config.batch_size, int(left_of(session, iteration) / cost))))
+    return session.crew.decide(lambda: min(every, max(1, int(left_of(session, iteration) / cost))))
+
+
+def used_up(session: Session, config: ReinforceConfig, iteration: int) -> bool:
+    """Whether an iteration after the first cannot ask a prompt any more; follows from finished phases alone."""
+    budget = session.config.selfplay.budget
+    if budget is None or not iteration:
+        return False
+    run = session.run.folder
+
+    def short() -> bool:
+        left = budget.amount - spent_on_play(run, iteration)[budget.unit]
+        return bool(left <= 0 or (config.prompts is None and left < _took(run, config, iteration, budget.unit)))
+
+    return session.crew.decide(short)
 
 
 def _expected(session: Session, config: ReinforceConfig, data: Phase, player: Phase) -> Cost:

@@ -44,9 +44,21 @@ def digests(partial: Path) -> dict[str, str | None]:
     return {name.as_posix(): fingerprint_file(partial / name) if name.name != METRICS else None for name in kept}
 
 
+def check_whole(folder: Path, marker: Event) -> None:
+    """Raise RunError unless a finished phase has all its files, unchanged."""
+    for file in (MARKER, *marker.get("files", {})):
+        if not (folder / file).exists():
+            raise RunError(f"{folder} has lost {file}; remove the folder to make it again")
+    prints = {file: content for file, content in marker["files"].items() if content is not None}
+    changed = next((file for file, content in prints.items() if fingerprint_file(folder / file) != content), None)
+    if changed is not None:
+        raise RunError(f"{folder / changed} has been changed since it was made; remove {folder} to make it again")
+
+
 def borrow(lent: Path, partial: Path, fingerprint: str) -> None:
-    """Copy another run's finished phase, as if it had been made here."""
+    """Copy another run's finished phase, as if it had been made here; RunError if it is not as it was made."""
     marker = read_marker(lent)
+    check_whole(lent, marker)
     if read_marker(partial) == {**marker, "fingerprint": fingerprint}:
         return
     remove(partial)

@@ -98,7 +98,7 @@ KNOWN: dict[str, Known] = {
         "other prompts", "as SPIN + anchor, but the negatives are other prompts' real answers", _control("other_prompt")
     ),
     "dpo": Known("DPO", "DPO on the data's chosen and rejected answers", _preferring, "dpo.lr"),
-    "rl": Known("RL", "θ_0 improved by the scorer's rewards (GRPO)", _rewarded, "reinforce.lr"),
+    "rl": Known("RL", "θ_0 improved by the scorer's rewards", _rewarded, "reinforce.lr"),
     "temperature": Known(
         "SFT, tempered",
         "θ_0 with its logits divided by a temperature",

@@ -17,18 +17,16 @@ from sparring.session import Session
 
 
 def score_reference(session: Session, folder: Path, data: Phase, start: Phase) -> Event:
-    """log p of both answers under θ_0: pairs.arrow to learn from, held_out.arrow to judge by."""
+    """log p of both answers of the training pairs under θ_0: pairs.arrow. Held-out pairs are scored to be judged."""
     player = session.player(start)
     model = session.ring.seat(player)
-    counts = {"pairs": 0, "tokens": 0, "flops": 0}
-    for side, name in (("eval", "held_out"), ("train", "pairs")):
-        rows = preferences(data, side)
-        batches = _scored(session, model, rows, counts)
-        if session.crew.writes:
-            write_stream(folder / f"{name}.arrow", batches, Pair)
-        else:
-            deque(batches, maxlen=0)  # takes its part
-    counts["pairs"] = len(rows)
+    rows = preferences(data, "train")
+    counts = {"pairs": len(rows), "tokens": 0, "flops": 0}
+    batches = _scored(session, model, rows, counts)
+    if session.crew.writes:
+        write_stream(folder / "pairs.arrow", batches, Pair)
+    else:
+        deque(batches, maxlen=0)  # takes its part
     facts = {"noise": noise_of(session, model, answers_of(rows[:REPEATED])), "opponent": player.fingerprint}
     assert session.config.dpo is not None
     return {**counts, **facts, "seated": session.ring.seated, "flipped": session.config.dpo.label_smoothing}

@@ -17,6 +17,7 @@ a group of equal rewards is skipped, where there is a baseline; at the first ste
 from __future__ import annotations
 
 from sparring.config import Config
+from sparring.drawn import used_up
 from sparring.errors import ConfigError
 from sparring.evaluation.choose import choose, metric_of, tidy
 from sparring.evaluation.examine import examination
@@ -43,6 +44,8 @@ def reinforce(session: Session) -> Phase:
     judged, players = [first], {"sft": start}
 
     for t in range(settings_of(session).iterations):
+        if used_up(session, settings_of(session), t):
+            break
         played = once(f"{t}/played", play_groups, data, player, iteration=t)  # y ~ p_θt
         rewards = once(f"{t}/rewards", reward, played, scorer=scorer)
         scored = once(f"{t}/scored", score_groups, data, player, start, played, rewards, iteration=t)  # A, log p_θt

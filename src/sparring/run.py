@@ -25,7 +25,7 @@ from sparring import peak
 from sparring.claims import claim, difference
 from sparring.crew import Crew
 from sparring.errors import InputError, RunError
-from sparring.files import digest, fingerprint_file, read_json, remove, write_atomic
+from sparring.files import digest, read_json, remove, write_atomic
 from sparring.folder import (
     CHECKPOINTS,
     CLOCK,
@@ -33,6 +33,7 @@ from sparring.folder import (
     METRICS,
     Event,
     borrow,
+    check_whole,
     differences,
     digests,
     read_lines,
@@ -176,15 +177,7 @@ class Run:
     def _verify(self, folder: Path, fingerprint: str) -> None:
         """Raise RunError unless a finished phase is whole, unchanged, and made from these inputs."""
         marker = read_marker(folder)
-        for file in (MARKER, *marker.get("files", {})):
-            if not (folder / file).exists():
-                raise RunError(f"{folder} has lost {file}; remove the folder to make it again")
-        prints = {file: content for file, content in marker["files"].items() if content is not None}
-        changed = [file for file, content in prints.items() if fingerprint_file(folder / file) != content]
-        if changed:
-            raise RunError(
-                f"{folder / changed[0]} has been changed since it was made; remove {folder} to make it again"
-            )
+        check_whole(folder, marker)
         if marker["fingerprint"] != fingerprint:
             raise RunError(
                 f"{folder} was made from other inputs than this run's; remove it to make it again, "

@@ -54,7 +54,7 @@ def bring_together(
         "smallest": asked.smallest,
         "test_prompts": len({row["prompt"] for row in rows[asked.target].best[0]}),
         "headline": words.headline(arms, primary),
-        "notes": notes(asked, ran, history),
+        "notes": notes(asked, ran, arms, history),
         "warnings": warnings(asked, ran, arms),
         "family": [f"{name} vs {other}" for name, other in adjusted],
         "command": command,

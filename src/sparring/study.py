@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from sparring.allowance import rounds, spent_on_play
 from sparring.arms import Arm, Ran, prefers, rewarded, sections
-from sparring.asked import asked_study, is_scored
+from sparring.asked import asked_study
 from sparring.axis import taken
 from sparring.config import Config
 from sparring.configfile import changed
@@ -228,15 +228,15 @@ class Study:
         left_out: dict[str, Any] = {"jobs": True, "arms": True, "seeds": True, "axis": {"values"}}
         left_out |= {"target": True} if self.compare.axis else {}
         compare = self.compare.model_dump(mode="json", exclude=left_out)
-        used = {name for arm in self.arms for name in sections(arm) if getattr(self.config, name) is not None}
-        own = {name: getattr(self.config, name).model_dump(mode="json") for name in sorted(used)}
+        used = {name: getattr(self.config, name) or SECTIONS[name]() for arm in self.arms for name in sections(arm)}
+        later = {name: used[name].model_dump(mode="json") for name in sorted(used)}
         found = identify(changed(self.config, dict.fromkeys(SECTIONS)))
-        same = {**found.same, **own, "compare": compare}
-        if is_scored(self.compare, self.arms) and self.config.scorer is not None:
-            same["scorer"] = check_scorer(self.config.scorer, found.renderer, same["base fingerprint"])
+        same = {**found.same, "compare": compare}
+        if self.config.scorer is not None:  # it judges the players of every arm
+            later["scorer"] = check_scorer(self.config.scorer, found.renderer, same["base fingerprint"])
         del same["seed"]
         asked = {"arms": [arm.name for arm in self.arms], "seeds": list(self.compare.seeds)}
-        return claim(self.folder, same, asked, self.config.model_dump(mode="json"))
+        return claim(self.folder, same, later, asked, self.config.model_dump(mode="json"))
 
 
 def study_folder(config: Config) -> Path:

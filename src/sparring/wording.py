@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.arms import Ran, rewarded
+from sparring.arms import Arm, Ran, rewarded
 from sparring.config import CompareConfig
 from sparring.evaluation.metrics import METRICS
 from sparring.evaluation.paired import CLAIM, Difference
@@ -67,9 +67,11 @@ class Words:
         }
 
 
-def notes(asked: CompareConfig, ran: Sequence[Ran], history: list[dict[str, Any]]) -> list[str]:
+def notes(
+    asked: CompareConfig, ran: Sequence[Ran], arms: Sequence[Mapping[str, Any]], history: list[dict[str, Any]]
+) -> list[str]:
     """What was made equal, corrected, chosen, and added later."""
-    said = [_equal(asked, ran), _corrected(asked), *_ranked(ran)]
+    said = [_equal(asked, ran, arms), _corrected(asked), *_ranked(ran)]
     tried = [one.arm for one in ran if len(one.arm.values) > 1]
     if tried:
         seeds = asked.seeds[: asked.tune_seeds]
@@ -86,7 +88,7 @@ def notes(asked: CompareConfig, ran: Sequence[Ran], history: list[dict[str, Any]
     return said
 
 
-def _equal(asked: CompareConfig, ran: Sequence[Ran]) -> str:
+def _equal(asked: CompareConfig, ran: Sequence[Ran], arms: Sequence[Mapping[str, Any]]) -> str:
     if asked.axis is not None:
         return (
             f"Along {asked.axis.key}: every value sees the same data for as many epochs and iterations. No budget is "
@@ -94,8 +96,10 @@ def _equal(asked: CompareConfig, ran: Sequence[Ran]) -> str:
         )
     unit = {"flops": "FLOPs"}.get(asked.match, asked.match)
     label = next(one.arm.label for one in ran if one.arm.name == asked.target)
+    off = [one.arm.label for one, _ in _unequal(asked, ran, arms)]
+    every = f"Every arm but {' and '.join(filter(None, [', '.join(off[:-1]), off[-1]]))}" if off else "Every arm"
     return (
-        f"Every arm spends the same {unit} on self-play, or on what stands in its place, as {label} did with the same "
+        f"{every} spends the same {unit} on self-play, or on what stands in its place, as {label} did with the same "
         f"seed; judging is not counted{', nor is what the scorer computes' * any(rewarded(one.arm) for one in ran)}."
     )
 
@@ -139,18 +143,41 @@ def warnings(asked: CompareConfig, ran: Sequence[Ran], arms: Sequence[Mapping[st
     return found
 
 
-def _apart(asked: CompareConfig, ran: Sequence[Ran], arms: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Arms whose budgets did not come out equal."""
-    found = []
+def _unequal(asked: CompareConfig, ran: Sequence[Ran], arms: Sequence[Mapping[str, Any]]) -> list[tuple[Ran, float]]:
+    """Arms whose budgets did not come out equal, and what they spent as a share of the target's."""
     spent = {arm["name"]: arm["budget"][asked.match] for arm in arms}
     goal = spent[asked.target]
-    for one in ran:
-        if one.arm.matched and one.arm.best_of == 1 and goal and abs(spent[one.arm.name] / goal - 1) > APART:
-            why = "an iteration of one of them was stopped early, or a step cannot be cut"
-            if asked.match == "seconds":
-                why = "seconds are a forecast, or " + why
-            found.append(f"{one.arm.label} spent {spent[one.arm.name] / goal:.0%} of the target's {asked.match}: {why}")
+    shares = [(one, spent[one.arm.name] / goal) for one in ran if one.arm.matched and one.arm.best_of == 1 and goal]
+    return [(one, share) for one, share in shares if abs(share - 1) > APART]
+
+
+def _apart(asked: CompareConfig, ran: Sequence[Ran], arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is said of arms whose budgets did not come out equal, with the reason."""
+    found = []
+    for one, share in _unequal(asked, ran, arms):
+        why = _more(one.arm) if share > 1 else _less(one.arm)
+        if asked.match == "seconds":
+            why = "seconds are a forecast, or " + why
+        found.append(f"{one.arm.label} spent {share:.0%} of the target's {asked.match}: {why}")
     return found
+
+
+def _more(arm: Arm) -> str:
+    if rewarded(arm):
+        return (
+            "a prompt's group of answers, its scores and a step of learning are the least that it can do, and what "
+            "they take was forecast"
+        )
+    return "what it learns from took more than its share to make, or a step, which is learnt at least, cannot be cut"
+
+
+def _less(arm: Arm) -> str:
+    if rewarded(arm):
+        return (
+            "what was left did not pay for another prompt's group, nothing was left to learn from, an iteration was "
+            "stopped early, or no more passes over the same answers are made"
+        )
+    return "an iteration was stopped early, nothing was left to learn from, or a step cannot be cut"
 
 
 def _at_the_end(ran: Ran) -> str | None:

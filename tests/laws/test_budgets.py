@@ -122,7 +122,7 @@ def test_all_phases_of_rl_are_in_the_budget(tmp_path: Path) -> None:
 
 
 def test_the_number_of_prompts_follows_from_finished_phases(tmp_path: Path) -> None:
-    """So a restart in the middle of playing asks the same ones. A smaller budget asks fewer, but at least a batch."""
+    """So a restart in the middle of playing asks the same ones. A smaller budget asks fewer, but at least one."""
     asked = []
     for amount in (3.0e9, 1.5e9, 1.0):
         budget = f"selfplay.budget={{unit: flops, amount: {amount}}}"
@@ -131,7 +131,7 @@ def test_the_number_of_prompts_follows_from_finished_phases(tmp_path: Path) -> N
             config = settings_of(opened)
             asked.append(how_many(opened, config, game.data, game.start, 0))
             assert asked[-1] == how_many(opened, config, game.data, game.start, 0)
-    assert asked[0] > asked[1] > asked[2] == config.batch_size
+    assert asked[0] > asked[1] > asked[2] == 1
 
 
 def test_what_is_left_over_is_said(tmp_path: Path) -> None:
@@ -142,3 +142,28 @@ def test_what_is_left_over_is_said(tmp_path: Path) -> None:
         log = (opened.run.folder / "metrics.jsonl").read_text()
         assert "4 are made, for the same answers teach less each time, and the rest is left to the next" in log
         assert "and the rest is not spent" in log
+
+
+def test_rl_meets_a_budget_that_does_not_pay_for_a_batch(tmp_path: Path) -> None:
+    """It asks fewer prompts than a step may hold, and learns a smaller step."""
+    with session(tmp_path, *SHORT, *REWARDED, "selfplay.budget={unit: flops, amount: 6e8}") as opened:
+        reinforce(opened)
+        run = opened.run.folder
+        asked = [facts(run, f"{t}/played")["answers"] / 4 for t in (0, 1)]
+        assert all(1 <= prompts < 8 for prompts in asked)
+        assert spent_on_play(run, 2)["flops"] == pytest.approx(6e8, rel=0.25)
+
+
+@pytest.mark.parametrize("settings", [(), ("reinforce.prompts=2",)])
+def test_rl_asks_one_prompt_of_a_budget_that_pays_for_none_and_ends(tmp_path: Path, settings: tuple[str, ...]) -> None:
+    budget = "selfplay.budget={unit: flops, amount: 1}"
+    rewards = (*REWARDED, "scorer={name: regex, pattern: '[0-4]$'}", "reinforce.samples=16")
+    with session(tmp_path, *SHORT, *rewards, budget, *settings) as opened:
+        reinforce(opened)
+        run = opened.run.folder
+        assert facts(run, "0/played")["answers"] == 16 * (2 if settings else 1)
+        assert facts(run, "0/player")["passes"] == 1
+        assert not (run / "1").exists()
+        before = {path: path.read_bytes() for path in run.rglob("phase.json")}
+        reinforce(opened)  # again: it ends at the same place
+        assert {path: path.read_bytes() for path in run.rglob("phase.json")} == before

@@ -172,3 +172,18 @@ def test_the_pairs_of_a_run_are_its_own_tokens(tmp_path: Path) -> None:
     assert [(row.chosen_ids, row.rejected_ids) for row in pairs] == expected
     assert pairs[0].source.startswith("spin/0/played[row ")
     assert len(Rows([run / "data" / "eval_pairs.arrow"], Preference)) > 0
+
+
+def test_judging_held_out_pairs_is_in_no_budget(tmp_path: Path) -> None:
+    """What is spent on the pairs does not depend on how many are held out, to be judged by."""
+    spent = []
+    for held in (10, 20):
+        settings = (f"data.eval_size={held}", "data.split='[:60]'", "sft.epochs=0.5", f"name=of-{held}")
+        run = run_job(config(tmp_path, *settings, epochs=0.4))
+        (told,) = events(run / "0" / "pairs", "phase")
+        rows: Rows[Pair] = Rows([run / "0" / "pairs" / "pairs.arrow"], Pair)
+        lengths = [2 * len(one.prompt_ids) + len(one.real_ids) + len(one.synthetic_ids[0]) for one in rows[:]]
+        assert told["tokens"] <= sum(lengths)
+        assert events(run / "0" / "preferred", "phase")[0]["tokens"] > 0
+        spent.append(told["tokens"] / len(rows))
+    assert spent[0] == pytest.approx(spent[1], rel=0.05)

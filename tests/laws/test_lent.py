@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sparring.errors import RunError
 from sparring.folder import MARKER, METRICS
 from sparring.job import run_job
 from tests.laws.lab import config
@@ -43,3 +44,16 @@ def test_what_is_made_otherwise_is_not_taken_over(tmp_path: Path) -> None:
     run_job(config(tmp_path, *SHORT, *RL, "reinforce.beta=0.3", name="other"), [listen], like=first)
     assert {"0/played", "0/player", "best", "test"} <= set(seen)
     assert not {"data", "sft"} & set(seen)
+
+
+def test_what_was_changed_since_it_was_made_is_not_taken_over(tmp_path: Path) -> None:
+    settings = (*SHORT, "selfplay.iterations=0", "sft.epochs=0.5")
+    first = run_job(config(tmp_path, *settings, name="first"))
+    path = first / "sft/adapter_model.safetensors"
+    kept = path.read_bytes()
+    path.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    with pytest.raises(RunError, match=r"adapter_model\.safetensors has been changed since it was made; remove"):
+        run_job(config(tmp_path, *settings, name="second"), like=first)
+    path.unlink()
+    with pytest.raises(RunError, match=r"has lost adapter_model\.safetensors"):
+        run_job(config(tmp_path, *settings, name="second"), like=first)

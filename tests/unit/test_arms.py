@@ -161,6 +161,12 @@ def test_rl_has_as_many_iterations_as_self_play_or_those_of_its_own_section() ->
     assert not any(rewarded(other) for other in arms().values())
 
 
+def test_what_rl_is_holds_whatever_its_algorithm_is() -> None:
+    said = arms(build_config({"reinforce": {"algorithm": "rloo"}}), arms=["rl"])["rl"].what
+    assert said == KNOWN["rl"].what
+    assert not any(name in said.lower() for name in ("grpo", "rloo"))
+
+
 def test_an_arm_of_ones_own_that_learns_from_rewards_is_tuned_by_its_own_learning_rate() -> None:
     found = arms(arms=[{"name": "rloo", "settings": {"reinforce.algorithm": "rloo"}}])["rloo"]
     assert found.key == "reinforce.lr"

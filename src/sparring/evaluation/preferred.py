@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from sparring.config_selfplay import at
-from sparring.data.pairs import Pair, Preference, Rows, prompts_of
+from sparring.data.collate import Row
+from sparring.data.pairs import Preference, prompts_of
 from sparring.evaluation.choose import choose
 from sparring.evaluation.judge import name_of
 from sparring.evaluation.people import People
 from sparring.evaluation.statistics import share
 from sparring.files import write_atomic
+from sparring.models.players import Player
 from sparring.models.scoring import computed_tokens, score
 from sparring.objectives.pairwise import accuracy, margin, pairwise
 from sparring.preparing import preferences
@@ -31,24 +33,21 @@ from sparring.session import Session
 CHANCE = 0.5
 
 
-def preferred(session: Session, folder: Path, data: Phase, pairs: Phase, player: Phase) -> Event:
+def preferred(session: Session, folder: Path, data: Phase, pairs: Phase, player: Phase, *, reference: Phase) -> Event:
     """Measure a player on the held-out pairs against the reference: one line of JSON per pair in preferred.jsonl.
+
+    reference  θ_0, which `pairs` were scored under; here it scores the held-out ones, for judging is in no budget
 
     Ties are left out. The interval resamples prompts, for the pairs of one prompt are not independent.
     """
     if not session.crew.writes:
         return {}
     said: list[Preference] = preferences(data, "eval")[:]
-    kept = [number for number, row in enumerate(said) if row.weight == 1]
-    rows = [said[number] for number in kept]
-    held: Rows[Pair] = Rows([pairs.folder / "held_out.arrow"], Pair)
-    known: list[Pair] = [held[number] for number in kept]
-    model = session.ring.seat(session.player(player))
+    rows = [row for row in said if row.weight == 1]
     asked = answers_of(rows)
-    player_PR = torch.tensor(
-        score(model, session.ring.base, asked, session.config.optimiser.micro_batch_tokens), dtype=torch.float64
-    ).view(-1, 2)
-    reference_PR = torch.tensor([[row.opponent_real, *row.opponent_synthetic] for row in known], dtype=torch.float64)
+    reference_PR, player_PR = (
+        _scored(session, who, asked) for who in (session.player(reference), session.player(player))
+    )
     tokens_PR = torch.tensor([[len(row.chosen_ids), len(row.rejected_ids)] for row in rows], dtype=torch.float64)
     m_P = _margins(session, player_PR, reference_PR, tokens_PR)
     facts = {"player": name_of(player), "n": len(rows), "prompts": len(set(prompts_of(rows)))}
@@ -59,7 +58,13 @@ def preferred(session: Session, folder: Path, data: Phase, pairs: Phase, player:
     lines = _lines(rows, m_P, player_PR - reference_PR)
     write_atomic(folder / "preferred.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     session.run.log({"event": "preferred", **facts})
-    return {"preference": facts["preference"], "tokens": computed_tokens(session.ring.base, asked)}
+    return {"preference": facts["preference"], "tokens": 2 * computed_tokens(session.ring.base, asked)}
+
+
+def _scored(session: Session, player: Player, asked: Sequence[Row]) -> Tensor:
+    """log p of the answers to each pair's prompt, the chosen one first, [P, 2]."""
+    found = score(session.ring.seat(player), session.ring.base, asked, session.config.optimiser.micro_batch_tokens)
+    return torch.tensor(found, dtype=torch.float64).view(-1, 2)
 
 
 def _margins(session: Session, player_PR: Tensor, reference_PR: Tensor, tokens_PR: Tensor) -> Tensor:

@@ -75,9 +75,9 @@ def _estimate(config: Config, base: Base, sides: Sides) -> dict[str, Any]:
     checks = play.checks_per_iteration * mean_tokens(sides.prompts["eval"]) * len(sides.prompts["eval"])
     seconds = {
         "SFT": sft_seconds(config, chosen, fitted),
-        "score": (tokens + held_tokens) * look,
+        "score": tokens * look,
         "learn": tokens * at(play.epochs, 0) * learn + checks * look,
-        "judge": judge_seconds(config, sides.prompts["eval"], 3, decode, look) + held_tokens * look,
+        "judge": judge_seconds(config, sides.prompts["eval"], 3, decode, look) + 2 * held_tokens * look,
         **test_seconds(config, sides.prompts, 2, decode, look),
     }
     ids = 4 * sum(len(prompt) + len(answer) for item in [*items, *held] for prompt, answer in item)
