@@ -140,7 +140,8 @@ def _arm(one: ArmConfig, config: Config, compare: CompareConfig) -> Arm:
     name = one.like or one.name
     known = KNOWN.get(name)
     if known is None and (one.like or not (one.settings or one.grid)):
-        raise ConfigError(f'arm "{name}" is not known; {nearest(name, KNOWN)}, or give it settings of its own')
+        hint = nearest(name, KNOWN)
+        raise ConfigError(f'arm "{name}" is not known; {hint}, or give ARM-best-of-N, or give it settings of its own')
     if not _FOLDER.fullmatch(one.name):
         raise ConfigError(f'arm "{one.name}" is not a folder name; give letters, digits, -, _ and . only')
     own = dotted(one.settings)

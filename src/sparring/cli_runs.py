@@ -44,11 +44,11 @@ def given_config(
     if config is not None and _is_override(config):
         changes.insert(0, config)
         config = None
-    return (
-        read_config(config, changes)
-        if config
-        else read_config(default or default_config(), [*(embedded or []), *changes])
-    )
+    if config:
+        return read_config(config, changes)
+    others = any(change.startswith("data.train=") for change in changes)
+    forgotten = ["data.subset=null"] if others else []  # it is of the laboratory's own data
+    return read_config(default or default_config(), [*(embedded or []), *forgotten, *changes])
 
 
 def _is_override(word: str) -> bool:

@@ -15,7 +15,9 @@ from sparring.models.adapters import CONFIG, settings_of
 from sparring.models.adapters import WEIGHTS as ADAPTER
 from sparring.models.player import ABOUT
 from sparring.models.whole import WEIGHTS as WHOLE
+from sparring.names import reward_model
 
+REWARD = "reward.json"  # beside the adapter of a reward model (rewards/model.py)
 PLAIN = {"lora", "rslora", "loraplus"}  # of one kind for PEFT
 
 
@@ -83,6 +85,10 @@ def fingerprint_start(config: Config) -> str:
 
 def _folder(config: Config) -> Path:
     folder = Path(str(config.start)).expanduser()
+    if config.reward is None and ((folder / REWARD).exists() or reward_model(folder)):
+        raise ModelError(
+            f"start {folder} is of a reward model, which gives scores and no answers; give a player of another run"
+        )
     if (folder / "run.lock.yaml").exists():
         best = folder / "best" / "best.json"
         player = read_json(best)["player"] if best.exists() else "sft"

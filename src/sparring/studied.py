@@ -82,6 +82,8 @@ def _values(rows: Sequence[Rows], facts: Sequence[Mapping[str, Any]]) -> dict[st
                 found[name] = {"mean": float(np.mean([float(v) for v in values if v is not None]))}
         elif (both := matrices(metric, rows)) is not None:
             mean, low, high = mean_interval(*both)
+            if metric.unit == "share" and low is not None and high is not None:  # few seeds make wide intervals
+                low, high = max(low, 0.0), min(high, 1.0)
             found[name] = {"mean": mean, "low": low, "high": high}
     return found
 

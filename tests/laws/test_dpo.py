@@ -72,6 +72,8 @@ def test_the_planted_order_is_learnt_and_told(tmp_path: Path) -> None:
     (found,) = events(run / "0" / "preferred", "preferred")
     assert found["preference"] >= 0.9
     assert found["preference_longer"] == 0.0  # the longer answer was planted as the rejected one
+    assert found["preference_longer_gap"]["mean"] == found["preference"]
+    assert found["preference_longer_gap"]["low"] > 0
     assert found["n"] == found["prompts"] == 20
     assert found["rejected_shift"] < found["chosen_shift"]
     assert read_json(run / "best" / "best.json")["player"] == "0"

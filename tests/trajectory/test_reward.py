@@ -13,13 +13,14 @@ import yaml
 from sparring.browse import list_runs
 from sparring.cli import main
 from sparring.configfile import build_config
-from sparring.errors import DataError, RewardError, RunError
+from sparring.errors import DataError, ModelError, RewardError, RunError
 from sparring.job import run_job
 from sparring.laboratory import planted, world
 from sparring.names import player_name
 from sparring.report.records import read_run
 from sparring.report.reward import headline, read_scores, warnings_of_reward
 from sparring.rewards.scored import reward_judge, score_file
+from sparring.start import settled
 from tests.trajectory.arena import KILLED, Arena, assert_same, contents, report_without_times
 
 FLIPPED = 0.1
@@ -231,6 +232,13 @@ def test_the_plant():
     assert valid.count((False, True)) == 240
     assert (rows, held) == planted.split(0)
     assert rows != planted.split(1)[0]
+
+
+@pytest.mark.parametrize("place", ["reward", "."])
+def test_a_reward_model_is_no_start(trained, tmp_path, place):
+    settings = build_config({"data": {"train": "laboratory"}, "start": str(trained / place), "sft": {"epochs": 0}})
+    with pytest.raises(ModelError, match="is of a reward model, which gives scores and no answers"):
+        settled(settings)
 
 
 def test_a_start_is_trained_on(trained, tmp_path):

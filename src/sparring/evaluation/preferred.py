@@ -77,17 +77,24 @@ def _margins(session: Session, player_PR: Tensor, reference_PR: Tensor, tokens_P
 
 
 def _accuracies(rows: Sequence[Preference], m_P: Tensor, reference_PR: Tensor, tokens_PR: Tensor) -> Event:
-    """Share of pairs that the implicit reward, the length and the reference's likelihood put the right way round."""
+    """Share of pairs that the implicit reward, the length and the reference's likelihood put the right way round.
+
+    …_gap: the paired difference of the implicit reward's share to that of what learnt nothing.
+    """
     wins = {
         "preference": m_P,
         "preference_longer": tokens_PR[:, 0] - tokens_PR[:, 1],
         "preference_likelier": reference_PR[:, 0] - reference_PR[:, 1],
     }
     facts: Event = {}
+    prompts, once = prompts_of(rows), [1.0] * len(rows)
+    mine = accuracy(m_P.unsqueeze(-1)).tolist()
     for name, gap_P in wins.items():
         won = accuracy(gap_P.unsqueeze(-1)).tolist()
-        found = share(won, [1.0] * len(won), prompts_of(rows))
+        found = share(won, once, prompts)
         facts |= {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+        if name != "preference":
+            facts[f"{name}_gap"] = share([a - b for a, b in zip(mine, won, strict=True)], once, prompts)
     return facts
 
 

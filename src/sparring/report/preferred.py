@@ -44,8 +44,21 @@ def _certain(low: float | None, high: float | None) -> str:
 
 
 def _no_better(row: Row, share: float) -> list[str]:
-    found = [what for key, what in BASELINES.items() if (number(row, key) or 0.0) >= share]
-    return [f"Taking {' or '.join(found)} does as well without learning."] if found else []
+    """What learnt nothing and is as good, or not certainly worse by the paired interval."""
+    as_good, unsure = [], []
+    for key, what in BASELINES.items():
+        gap = row.get(f"{key}_gap")
+        low = number(gap, "low") if isinstance(gap, dict) else None
+        if (number(row, key) or 0.0) >= share:
+            as_good.append(what)
+        elif isinstance(gap, dict) and low is not None and low <= 0:
+            unsure.append(f"{what} ({_points(number(gap, 'mean'))} {_points(low)} to {_points(number(gap, 'high'))})")
+    found = [f"Taking {' or '.join(as_good)} does as well without learning."] if as_good else []
+    return found + ([f"It is not certainly better than taking {' or '.join(unsure)}."] if unsure else [])
+
+
+def _points(share: float | None) -> str:
+    return f"{fixed(100 * (share or 0.0), 1, sign=True)}"
 
 
 def _ceiling(row: Row) -> list[str]:

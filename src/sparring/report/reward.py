@@ -12,6 +12,7 @@ from sparring.report.tables import MISSING, fixed, interval, percent, phase_labe
 
 SCORES = "reward-scores/scores.json"
 LENGTHY = 0.5  # a correlation with length that is worth a warning
+SURER = 0.005  # nats above the log loss of no idea, from which on it is said
 FEW = 100  # held-out pairs below which an interval is wide
 
 
@@ -100,7 +101,7 @@ def _warned(scores: Row, run: Run) -> list[str]:
             f"Rewards follow length (rank correlation {fixed(correlation, 2, sign=True)}): a policy trained by them "
             f"will write {'longer' if correlation > 0 else 'shorter'} answers"
         )
-    if scores["calibration"]["log_loss"] > scores["calibration"]["no_idea"]:
+    if scores["calibration"]["log_loss"] > scores["calibration"]["no_idea"] + SURER:
         found.append(
             "The reward model is surer than it may be: its log loss is above that of no idea; train for fewer epochs, "
             "or set reward.label_smoothing"

@@ -57,9 +57,13 @@ def scorer_and_nll(run: Run) -> str:
     if len(rewards) < 2 or rewards.keys() != losses.keys():
         return ""
     low = min(losses, key=lambda name: losses[name])
-    high = max(rewards, key=lambda name: (rewards[name], name == low))  # of equals, no disagreement
+    alike = [name for name, value in rewards.items() if value == max(rewards.values())]
+    high = low if low in alike else alike[0]
     scorer = text(rows[high].get("scorer"))
     gain = f" Its reward less that of {run.label(run.start)}: {_gain(rows[high])}." if high != run.start else ""
+    if high == low and len(alike) > 1:
+        both = " and ".join(run.label(name) for name in alike)
+        return f"The scorer ({scorer}) puts {both} first alike; of them {run.label(low)} has the lowest NLL.{gain}"
     if high == low:
         return f"The scorer ({scorer}) and held-out NLL agree on {run.label(high)}.{gain}"
     return (
