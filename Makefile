@@ -7,8 +7,9 @@ BIN := .venv/bin
 run: .venv/installed
 	$(BIN)/sparring run
 
+# a file's tests share what it has trained, so they stay together; the long files come first
 test: .venv/installed
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder tests/trajectory tests/laws tests/parity tests
 
 check: .venv/installed
 	$(BIN)/ruff check .
