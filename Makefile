@@ -7,9 +7,9 @@ BIN := .venv/bin
 run: .venv/installed
 	$(BIN)/sparring run
 
-# a file's tests share what it has trained, so they stay together; the long files come first
+# a file shares what it has trained among its tests, so they stay together; long files (laws, parity, trajectory) come first
 test: .venv/installed
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder tests/trajectory tests/laws tests/parity tests
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -64,7 +64,7 @@ def test_a_fault_leaves_no_trace() -> None:
     def touched() -> list[object]:
         return [
             play_phase.LocalGenerator, play_phase.sample, selfplay.__dict__["RULES"],
-            tasks.answer_logprobs, Ring.challenge, PairTask.inspect, opponent.check_samples, learning._check_scored,
+            tasks.answer_logprobs, Ring.challenge, PairTask.inspect, opponent.check_samples, learning.check_scored,
         ]  # fmt: skip
 
     before = touched()
