@@ -155,8 +155,8 @@ def test_self_play_says_when_scorer_and_likelihood_disagree(folder: Path) -> Non
     assert "SPIN loss" in page
 
 
-def test_self_play_says_when_they_agree_and_equal_rewards_do(folder: Path) -> None:
+def test_self_play_says_when_rewards_are_equal(folder: Path) -> None:
     of_self_play(folder)
     lines = (folder / "metrics.jsonl").read_text().replace('"reward": 0.95', '"reward": 0.85')
     (folder / "metrics.jsonl").write_text(lines)
-    assert "The scorer (validity) and held-out NLL agree on θ₁." in verdict(folder)
+    assert "puts θ₁ and θ₂ first alike; of them θ₁ has the lowest NLL." in verdict(folder)
